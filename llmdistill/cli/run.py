@@ -1,0 +1,23 @@
+"""`llmdistill run`: all stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from llmdistill.cli.options import AsJson, Fresh, Overrides, PipelineFile, print_json
+
+
+def run(pipeline: PipelineFile, set_: Overrides = None, fresh: Fresh = False, as_json: AsJson = False) -> None:
+    """Run every stage, from prompts to the report. The same command again goes on where it stopped."""
+    from llmdistill.cli.tables import print_comparison
+    from llmdistill.pipeline_file import load_pipeline
+    from llmdistill.run.progress import say
+    from llmdistill.stages import STAGES, run_stages
+
+    settings = load_pipeline(pipeline, set_ or [])
+    manifests = run_stages(settings, list(STAGES), fresh=fresh)
+    if as_json:
+        print_json({name: asdict(manifest) for name, manifest in manifests.items()})
+    else:
+        print_comparison(manifests["evaluate"].metrics["table"])
+    say(f"report: {settings.run_path / 'report' / 'index.html'}")

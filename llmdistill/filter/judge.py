@@ -1,0 +1,56 @@
+"""The LLM judge: a rubric, a candidate between fences, a score.
+
+For engines with probabilities the score is their expectation over the rubric's
+score tokens (G-Eval, arXiv 2303.16634, section 2), so even a small judge never
+fails to give one. A judge that says nothing usable is a failed judgement, never a low score.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from llmdistill.engines.base import Completion, Request
+from llmdistill.record import Record, Verdict
+from llmdistill.templates import Rubric
+
+_SOME_MASS = 1e-6
+
+
+def judge_request(record: Record, rubric: Rubric, max_answer_chars: int) -> Request:
+    """What the judge is asked about one record. The texts are data: they stand between fences."""
+    answer = record.answer or ""
+    if len(answer) > max_answer_chars:
+        answer = answer[:max_answer_chars] + " [...]"
+    values = {
+        "prompt": record.question,
+        "answer": answer,
+        "rationale": record.rationale or "",
+        "reference": record.reference or "",
+    }
+    messages = rubric.messages(**values, fence=fence_for(*values.values()))
+    return Request(record.id, messages, choices=tuple(rubric.scores), prefill=rubric.prefill)
+
+
+def fence_for(*texts: str) -> str:
+    """A run of backticks longer than any in the texts, so that no text can close the fence."""
+    longest = max((len(run) for text in texts for run in re.findall(r"`+", text)), default=0)
+    return "`" * max(3, longest + 1)
+
+
+def expected_score(completion: Completion, rubric: Rubric) -> float | None:
+    """Expectation of the score over the probabilities of its tokens; None when they carry no mass."""
+    logprobs = completion.choice_logprobs or {}
+    masses = {choice: math.exp(logprobs[choice]) for choice in rubric.scores if choice in logprobs}
+    total = sum(masses.values())
+    if not total > _SOME_MASS:
+        return None
+    return sum(mass * rubric.scores[choice] for choice, mass in masses.items()) / total
+
+
+def verdict_of(completion: Completion, rubric: Rubric, judge: str, rubric_hash: str) -> Verdict:
+    """The judge's word on one record."""
+    if completion.finish_reason == "too_long":
+        return Verdict(judge, rubric_hash, None, "too_long")
+    score = expected_score(completion, rubric)
+    return Verdict(judge, rubric_hash, score, "no_mass" if score is None else "parsed")

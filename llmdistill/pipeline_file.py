@@ -1,0 +1,180 @@
+"""Reading a pipeline file: YAML in, a frozen `Pipeline` out, every mistake one line with its place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llmdistill.config import Pipeline
+from llmdistill.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_root() -> Path:
+    """Folder that holds the `prompts/`, `pipelines/` and `data/` that come with llmdistill."""
+    packed = _PACKAGE / "_shipped"
+    return packed if packed.is_dir() else _PACKAGE.parent
+
+
+def find_file(name: str, what: str) -> Path:
+    """Find a file that a pipeline names: from the working directory, else among those shipped.
+
+    Raises:
+        ConfigError: there is no such file; names the nearest one there is.
+    """
+    for root in (Path(), shipped_root()):
+        path = root / name
+        if path.is_file():
+            return path
+    folder = shipped_root() / Path(name).parent
+    names = [str(Path(name).parent / path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    raise ConfigError(f"there is no such {what}", where=name, do=_nearest(name, names) or "check the path")
+
+
+def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read and validate a pipeline file, with `a.b=c` overrides laid over it.
+
+    Raises:
+        ConfigError: with file and line, or the override, that is wrong.
+    """
+    path = find_file(name, "pipeline file")
+    values, lines = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Pipeline.model_validate(values)
+    except ValidationError as error:
+        raise _first_problem(error, path, lines, overrides) from None
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """The file's values, and the line of every key."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 (byte {error.start})", where=path, do="save the file as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"not valid YAML: {error.problem}", where=f"{path}:{line}", do="mend the line") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", where=path, do="mend the file") from None
+    if not isinstance(values, dict):
+        raise ConfigError("a pipeline file is a mapping of keys to values", where=path, do="see llmdistill init")
+    return values, dict(_key_lines(node, path, ()))
+
+
+def _key_lines(node: Any, path: Path, prefix: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], int]]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in seen:
+            raise ConfigError(f"the key {key} stands here twice", where=f"{path}:{line}", do="remove one of them")
+        seen.add(key)
+        yield (*prefix, key), line
+        yield from _key_lines(value_node, path, (*prefix, key))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Lay `a.b=c` over the values; c is read as YAML."""
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError("an override is written a.b=c", where=f"--set {override}", do="--set train.epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    section = values
+    for name in names[:-1]:
+        inner = section.get(name)
+        if not isinstance(inner, dict):
+            inner = section[name] = {}
+        section = inner
+    section[names[-1]] = value
+
+
+def _first_problem(
+    error: ValidationError, path: Path, lines: dict[tuple[str, ...], int], overrides: Sequence[str]
+) -> ConfigError:
+    """The first thing pydantic found wrong, as one line; how many more there are is said too."""
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    keys = tuple(str(part) for part in problem["loc"] if isinstance(part, str))
+    name = ".".join(keys) or "the file"
+    if problem["type"] == "extra_forbidden":
+        what = f"unknown key {name}"
+        advice = _nearest_key(keys) or "see llmdistill init for the keys there are"
+    elif problem["type"] == "missing":
+        what, advice = f"the key {name} is missing", "add it"
+    else:
+        what = f"{name} is {_shown(problem.get('input'))}, but {_reason(problem)}"
+        advice = "change the value"
+    if len(problems) > 1:
+        advice += f" (and {len(problems) - 1} more to mend)"
+    return ConfigError(what, where=_place(keys, path, lines, overrides), do=advice)
+
+
+def _place(keys: tuple[str, ...], path: Path, lines: dict[tuple[str, ...], int], overrides: Sequence[str]) -> str:
+    for override in reversed(overrides):
+        if override.partition("=")[0].strip() == ".".join(keys):
+            return f"--set {override}"
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in lines:
+            return f"{path}:{lines[keys[:length]]}"
+    return str(path)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(problem: Any) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    return text.replace("Input should be", "it should be").replace("Input should", "it should")
+
+
+def _nearest_key(keys: tuple[str, ...]) -> str | None:
+    """Nearest valid key to an unknown one, looked for in its own section, then everywhere."""
+    section: type[BaseModel] | None = Pipeline
+    for key in keys[:-1]:
+        field = section.model_fields.get(key) if section else None
+        section = _model_of(field.annotation) if field else None
+    if section:
+        close = difflib.get_close_matches(keys[-1], list(section.model_fields), n=1, cutoff=0.5)
+        if close:
+            return f"did you mean {'.'.join((*keys[:-1], close[0]))}?"
+    return _nearest(keys[-1], {key.split(".")[-1]: key for key in all_keys()})
+
+
+def all_keys(section: type[BaseModel] = Pipeline, prefix: str = "") -> list[str]:
+    """Every key a pipeline file may hold, dotted."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = _model_of(field.annotation)
+        if inner:
+            keys.extend(all_keys(inner, f"{prefix}{name}."))
+    return keys
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -1,0 +1,229 @@
+"""Charts as SVG that stands inside the page: its text is text, its colours are the page's.
+
+Matplotlib draws; `_inline` keeps of its SVG only shapes and text, so the same
+data gives the same bytes and no identifier, style sheet or link gets into the page.
+No text from the run's data is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmdistill.report.data import Floats, RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _LINE, _GOOD, _BAD, _REST = "#101010", "#202020", "#303030", "#404040", "#505050"
+_COLOURS = {_INK: "--ink", _LINE: "--line", _GOOD: "--good", _BAD: "--bad", _REST: "--rest"}
+"""Colours that matplotlib draws with -> the page's own, which know light and dark."""
+
+_WIDTH, _HEIGHT = 5.0, 2.9
+_NUM_BINS = 30
+_MAX_STEPS = 600
+_SHAPES = {"svg", "g", "path", "text", "tspan"}
+_ATTRIBUTES = {"d", "style", "transform", "viewBox", "x", "y"}
+_DIGITS = re.compile(r"(-?\d+\.\d)\d+")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure. `svg` is markup made here; title and caption are plain text."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+def draw_all(data: RunData, min_score: float | None) -> list[Chart]:
+    """The charts that there is data for."""
+    charts = [_scores(data, min_score), _lengths(data), _map(data), _loss(data)]
+    return [chart for chart in charts if chart]
+
+
+def _scores(data: RunData, min_score: float | None) -> Chart | None:
+    both = np.concatenate([data.scores_kept, data.scores_rejected])
+    if not len(both):
+        return None
+    edges = np.histogram_bin_edges(both, bins=_NUM_BINS)
+    kept, rejected = (np.histogram(scores, edges)[0] for scores in (data.scores_kept, data.scores_rejected))
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(kept, edges, fill=True, color=_GOOD, label="kept")
+        axes.stairs(kept + rejected, edges, baseline=kept, fill=True, color=_BAD, label="rejected")
+        if min_score is not None:
+            axes.axvline(min_score, color=_INK, linewidth=1, linestyle="--", label="lowest score to keep")
+        axes.set(xlabel="score (points of the rubric)", ylabel="records")
+
+    caption = f"{len(data.scores_kept):,} judged records kept, {len(data.scores_rejected):,} rejected."
+    return Chart("Judge scores", _figure(draw, "Judge scores"), caption)
+
+
+def _lengths(data: RunData) -> Chart | None:
+    if not len(data.tokens_all):
+        return None
+    most = int(max(data.tokens_all.max(), data.tokens_chosen.max(initial=0)))
+    edges = np.linspace(0, most + 1, min(_NUM_BINS, most + 1) + 1)
+    generated, chosen = (np.histogram(tokens, edges)[0] for tokens in (data.tokens_all, data.tokens_chosen))
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(generated, edges, fill=True, color=_REST, label="all replies")
+        axes.stairs(chosen, edges, fill=True, color=_GOOD, label="chosen for training")
+        axes.set(xlabel="length of the teacher's reply (tokens)", ylabel="records")
+
+    caption = f"{len(data.tokens_all):,} replies, median {np.median(data.tokens_all):,.0f} tokens"
+    if len(data.tokens_chosen):
+        caption += f"; {len(data.tokens_chosen):,} chosen, median {np.median(data.tokens_chosen):,.0f} tokens"
+    return Chart("Reply lengths", _figure(draw, "Reply lengths"), f"{caption}.")
+
+
+def _map(data: RunData) -> Chart | None:
+    num_shown = len(data.places_chosen) + len(data.places_other)
+    if not num_shown:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for points, colour, size, label in (
+            (data.places_other, _REST, 3.0, "not chosen"),
+            (data.places_chosen, _GOOD, 4.0, "chosen for training"),
+        ):
+            if len(points):
+                _dots(axes, points, colour, size, label)
+        axes.set(xlabel="first principal component (no unit)", ylabel="second (no unit)")
+
+    caption = f"One point is one prompt; near ones are alike. {num_shown:,} of {data.num_places:,} are drawn."
+    return Chart("What was chosen", _figure(draw, "Map of the prompts", height=3.6), caption)
+
+
+def _dots(axes: Axes, points: Floats, colour: str, size: float, label: str) -> None:
+    """All points as one path of round-ended strokes of no length: a tenth of the size of one shape each."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    codes = np.tile([Path.MOVETO, Path.LINETO], len(points))
+    path = Path(np.repeat(points, 2, axis=0), codes)
+    path.should_simplify = False
+    style: dict[str, Any] = {"edgecolor": colour, "linewidth": size, "capstyle": "round", "alpha": 0.75}
+    axes.add_patch(PathPatch(path, fill=False, label="_", **style))
+    axes.update_datalim(points)
+    axes.autoscale_view()
+    axes.plot([], [], color=colour, linewidth=size + 2, label=label)
+
+
+def _loss(data: RunData) -> Chart | None:
+    history = data.history
+    if not len(history):
+        return None
+    window = max(1, len(history) // 20)
+    steps, losses = _binned(history)
+
+    def draw(axes: Axes) -> None:
+        if len(steps) == 1:
+            _dots(axes, history[:1], _GOOD, 5.0, "loss")
+        else:
+            axes.plot(steps, losses, color=_REST if window > 1 else _GOOD, linewidth=1, label="loss")
+        if window > 1:
+            axes.plot(*_running_mean(history, window), color=_GOOD, linewidth=2, label=f"mean of {window} log entries")
+        axes.set(xlabel="training step", ylabel="loss (nats per token)")
+
+    first, last = history[:window, 1].mean(), history[-window:, 1].mean()
+    caption = f"{len(history):,} log entries; from {first:.3f} at the start to {last:.3f} at the end."
+    return Chart("Training loss", _figure(draw, "Training loss"), caption)
+
+
+def _binned(history: Floats) -> tuple[Floats, Floats]:
+    """Steps and losses; a long history is averaged down to `_MAX_STEPS` points."""
+    size = -(-len(history) // _MAX_STEPS)
+    starts = np.arange(0, len(history), size)
+    counts = np.diff([*starts, len(history)])
+    sums = np.add.reduceat(history, starts, axis=0)
+    return sums[:, 0] / counts, sums[:, 1] / counts
+
+
+def _running_mean(history: Floats, window: int) -> tuple[Floats, Floats]:
+    steps, losses = (np.convolve(history[:, column], np.full(window, 1 / window), "valid") for column in (0, 1))
+    return _binned(np.stack([steps, losses], axis=1))
+
+
+def _figure(draw: Callable[[Axes], None], name: str, height: float = _HEIGHT) -> str:
+    """Draw on fresh axes, under settings that no matplotlibrc of the user changes; gives SVG markup."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "llmdistill", "font.size": 9})
+        figure = Figure((_WIDTH, height), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+        draw(axes)
+        _dress(axes)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return _inline(drawn.getvalue(), name)
+
+
+def _dress(axes: Axes) -> None:
+    """Light frame, whole numbers where counts are, and a legend above that covers no data."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_LINE)
+    # Ticks would be drawn as references to shapes; labels and grid say the same.
+    axes.tick_params(left=False, bottom=False, labelcolor=_INK)
+    axes.grid(axis="y", color=_LINE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=axes.get_ylabel() == "records"))
+    for artist in (*axes.lines, *axes.patches, *axes.xaxis.get_gridlines(), *axes.yaxis.get_gridlines()):
+        artist.set_clip_on(False)
+    options: dict[str, Any] = {"frameon": False, "labelcolor": _INK, "handlelength": 1.2, "borderaxespad": 0.2}
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, **options)
+
+
+def _inline(svg: bytes, name: str) -> str:
+    """Matplotlib's SVG reduced to shapes and text, fit to stand inside HTML."""
+    root = ET.fromstring(svg)
+    _reduce(root)
+    root.set("role", "img")
+    root.set("aria-label", name)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _reduce(element: ET.Element) -> None:
+    """Keep shapes, text and their geometry; drop namespaces, ids, style sheets, metadata and references."""
+    element.tag = _local(element.tag)
+    element.attrib = {_local(key): value for key, value in element.attrib.items() if _local(key) in _ATTRIBUTES}
+    if "style" in element.attrib:
+        element.set("style", _themed(element.attrib["style"]))
+    for key in ("d", "transform"):
+        if key in element.attrib:
+            element.set(key, _DIGITS.sub(r"\1", " ".join(element.attrib[key].split())))
+    if element.tag != "text" and element.tag != "tspan":
+        element.text = None
+    element.tail = None
+    for child in list(element):
+        if not isinstance(child.tag, str) or _local(child.tag) not in _SHAPES:
+            element.remove(child)
+        else:
+            _reduce(child)
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _themed(style: str) -> str:
+    for colour, variable in _COLOURS.items():
+        style = style.replace(colour, f"var({variable})")
+    return style

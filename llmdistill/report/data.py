@@ -1,0 +1,242 @@
+"""What the page shows, read from the run directory.
+
+Only the columns that are needed are read, and what is summed or binned stays in
+Arrow and NumPy; a few records are turned into Python objects to be shown in full.
+Every piece may be absent: a run without a judge has no scores, one without
+held-out prompts has no comparison.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from llmdistill.errors import DamagedError
+from llmdistill.record import Record, from_row
+from llmdistill.report.words import number
+from llmdistill.run.manifest import Manifest, read_manifest
+from llmdistill.run.stage import REJECTS, part_paths
+
+STAGES = ("prompts", "generate", "filter", "curate", "train", "evaluate")
+EXAMPLES_PER_REASON = 3
+MAX_REASONS = 40
+MAX_POINTS = 2_000
+_MAP = "map.parquet"
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out prompt and what the three models made of it. `distances`: role -> mean KL and agreement."""
+
+    prompt: str
+    reference: str | None
+    replies: dict[str, str]
+    distances: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One rejected record. `where` is file:row, or the record's id."""
+
+    stage: str
+    reason: str
+    detail: str
+    where: str
+    prompt: str
+    reply: str
+
+
+def _nothing() -> Floats:
+    return np.empty(0)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run left on disk, as far as the page shows it.
+
+    `scores_*`: [records] mean of a record's parsed verdicts. `tokens_*`: [records] tokens of the teacher's reply.
+    `places_*`: [points, 2] of the map, at most `MAX_POINTS` together out of `num_places`.
+    """
+
+    manifests: dict[str, Manifest]
+    scores_kept: Floats = field(default_factory=_nothing)
+    scores_rejected: Floats = field(default_factory=_nothing)
+    tokens_all: Floats = field(default_factory=_nothing)
+    tokens_chosen: Floats = field(default_factory=_nothing)
+    places_chosen: Floats = field(default_factory=_nothing)
+    places_other: Floats = field(default_factory=_nothing)
+    num_places: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def table(self) -> dict[str, dict[str, Any]]:
+        """The comparison: role -> measure -> value; empty when nothing was held out."""
+        manifest = self.manifests.get("evaluate")
+        table = manifest.metrics.get("table") if manifest else None
+        return table if isinstance(table, dict) else {}
+
+    @property
+    def history(self) -> Floats:
+        """[logged steps, 2]: training step and loss, where both are finite."""
+        manifest = self.manifests.get("train")
+        entries = manifest.metrics.get("history", []) if manifest else []
+        pairs = [(number(entry.get("step")), number(entry.get("loss"))) for entry in entries]
+        found = [(step, loss) for step, loss in pairs if step is not None and loss is not None]
+        return np.array(found, dtype=float).reshape(-1, 2)
+
+
+def read_run(run_dir: Path, num_samples: int) -> RunData:
+    """Read what the page shows of a run.
+
+    Raises:
+        DamagedError: a file cannot be read.
+    """
+    manifests = {name: manifest for name in STAGES if (manifest := read_manifest(run_dir / name))}
+    chosen, other, num_places = _places(run_dir / "curate" / _MAP)
+    generated = [*part_paths(run_dir / "generate"), *_rejects(run_dir, "generate")]
+    return RunData(
+        manifests,
+        scores_kept=_scores(part_paths(run_dir / "filter")),
+        scores_rejected=_scores(_rejects(run_dir, "filter")),
+        tokens_all=_reply_tokens(generated),
+        tokens_chosen=_reply_tokens(part_paths(run_dir / "curate")),
+        places_chosen=chosen,
+        places_other=other,
+        num_places=num_places,
+        samples=_samples(part_paths(run_dir / "evaluate"), num_samples),
+        examples=[example for name in STAGES for example in _examples(run_dir, name)],
+    )
+
+
+def _rejects(run_dir: Path, name: str) -> list[Path]:
+    path = run_dir / name / REJECTS
+    return [path] if path.exists() else []
+
+
+@contextmanager
+def _reading(paths: Sequence[Path]) -> Iterator[ds.Dataset | None]:
+    """The files as one dataset, None when there are none; a torn one is a `DamagedError`."""
+    try:
+        # One file's schema holds for all: they are the parts of one stage.
+        yield ds.dataset([str(path) for path in paths], format="parquet") if paths else None
+    except (OSError, KeyError, pa.ArrowException) as error:
+        names = ", ".join(path.name for path in paths[:3])
+        advice = "remove the stage's folder and run the pipeline again"
+        message = f"{names} cannot be read as Parquet ({error})"
+        raise DamagedError(message, where=paths[0].parent, do=advice) from error
+
+
+def _scores(paths: Sequence[Path]) -> Floats:
+    """Each judged record's mean over its parsed verdicts (as `Record.score`); others are left out."""
+    with _reading(paths) as dataset:
+        if dataset is None:
+            return _nothing()
+        verdicts = dataset.to_table(columns=["verdicts"]).column("verdicts").combine_chunks()
+        owner = pc.list_parent_indices(verdicts).to_numpy(zero_copy_only=False)
+        scores = _as_floats(pc.struct_field(pc.list_flatten(verdicts), "score"))
+    given = np.isfinite(scores)
+    sums = np.bincount(owner[given], weights=scores[given])
+    counts = np.bincount(owner[given])
+    return sums[counts > 0] / counts[counts > 0]
+
+
+def _reply_tokens(paths: Sequence[Path]) -> Floats:
+    with _reading(paths) as dataset:
+        if dataset is None:
+            return _nothing()
+        column = {"tokens": ds.field("teacher", "completion_tokens")}
+        tokens = _as_floats(dataset.to_table(columns=column).column("tokens"))
+    return tokens[np.isfinite(tokens)]
+
+
+def _as_floats(column: Any) -> Floats:
+    """The column's numbers, NaN where there is none."""
+    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=float)
+
+
+def _places(path: Path) -> tuple[Floats, Floats, int]:
+    """Chosen points, the others, and how many there are in all; evenly spaced samples of a big map."""
+    with _reading([path] if path.exists() else []) as dataset:
+        if dataset is None:
+            return _nothing(), _nothing(), 0
+        table = dataset.to_table(columns=["x", "y", "kept"])
+        points = np.stack([_as_floats(table.column(name)) for name in ("x", "y")], axis=1)
+        kept = np.asarray(table.column("kept").fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+    drawable = np.isfinite(points).all(1)
+    chosen, other = points[drawable & kept], points[drawable & ~kept]
+    room = max(MAX_POINTS // 2, MAX_POINTS - len(other))
+    chosen_shown = _thinned(chosen, room)
+    return chosen_shown, _thinned(other, MAX_POINTS - len(chosen_shown)), len(points)
+
+
+def _thinned(rows: Floats, most: int) -> Floats:
+    """At most `most` rows, evenly spaced: rows are ordered by hash, so this is as good as chance."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+
+
+def _samples(paths: Sequence[Path], num_samples: int) -> list[Sample]:
+    with _reading(paths) as dataset:
+        if dataset is None:
+            return []
+        rows = dataset.head(num_samples, columns=["id", "prompt", "reference", "meta"]).to_pylist()
+    return [_sample(from_row(row)) for row in rows]
+
+
+def _sample(record: Record) -> Sample:
+    meta = _meta(record)
+    replies = {str(role): str(text) for role, text in _dict(meta.get("replies")).items()}
+    measured = _dict(_dict(meta.get("distances")).get("teacher_text"))
+    distances = {str(role): _per_token(_dict(sums)) for role, sums in measured.items()}
+    return Sample(record.question, record.reference, replies, distances)
+
+
+def _per_token(sums: dict[str, Any]) -> dict[str, float]:
+    tokens = number(sums.get("tokens"))
+    found = {name: number(sums.get(name)) for name in ("kl", "top1")}
+    return {name: value / tokens for name, value in found.items() if value is not None and tokens}
+
+
+def _meta(record: Record) -> dict[str, Any]:
+    """The record's `meta`. It may come from a damaged row: then there is nothing to show of it."""
+    try:
+        return _dict(json.loads(record.meta))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _examples(run_dir: Path, name: str) -> list[Example]:
+    """The first few rejected records of each reason."""
+    with _reading(_rejects(run_dir, name)) as dataset:
+        if dataset is None:
+            return []
+        column = dataset.to_table(columns={"reason": ds.field("reject", "reason")}).column("reason")
+        reasons = sorted(pc.unique(column).drop_null().to_pylist())[:MAX_REASONS]
+        places = [pc.indices_nonzero(pc.equal(column, reason))[:EXAMPLES_PER_REASON] for reason in reasons]
+        if not places:
+            return []
+        wanted = ["id", "prompt", "completion", "meta", "reject"]
+        rows = dataset.take(pa.concat_arrays(places), columns=wanted).to_pylist()
+    return [_example(name, row) for row in rows]
+
+
+def _example(stage: str, row: dict[str, Any]) -> Example:
+    record, reject = from_row(row), row["reject"]
+    prompt = record.question or str(_meta(record).get("row", ""))
+    where = reject["where"] or record.id
+    return Example(stage, reject["reason"], reject["detail"] or "", where, prompt, record.reply)

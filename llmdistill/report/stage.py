@@ -1,0 +1,35 @@
+"""The stage `report`: `<run>/report/index.html`, made from what the other stages left on disk."""
+
+from __future__ import annotations
+
+from llmdistill.config import Pipeline
+from llmdistill.report.data import STAGES, read_run
+from llmdistill.report.page import render
+from llmdistill.run.digest import Parts, digest_of, flatten
+from llmdistill.run.files import sha256_of, write_text
+from llmdistill.run.manifest import FILE_NAME, Counts, Manifest
+from llmdistill.run.stage import begin, inputs_of
+
+PAGE = "index.html"
+
+
+def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
+    """Write the page. The same run directory and pipeline give the same bytes.
+
+    Raises:
+        StageError: a stage that the page shows is not finished.
+        DamagedError: a file of the run directory cannot be read.
+    """
+    parts: Parts = {
+        **flatten(pipeline.report.digest_view(), "report."),
+        **inputs_of(pipeline.run_path, *STAGES),
+        # The page shows times, versions and every setting, also those that change no stage's result.
+        **{f"shown.{name}": sha256_of(pipeline.run_path / name / FILE_NAME) for name in STAGES},
+        "shown.config": digest_of(pipeline.model_dump(mode="json")),
+    }
+    stage = begin(pipeline.run_path, "report", parts, fresh=fresh)
+    if isinstance(stage, Manifest):
+        return stage
+    page = stage.dir / PAGE
+    write_text(page, render(pipeline, read_run(pipeline.run_path, pipeline.report.samples)))
+    return stage.finish(Counts(0, 0, 0), more_outputs=[page])

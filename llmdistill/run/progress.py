@@ -1,0 +1,79 @@
+"""Progress on stderr: a bar on a terminal, a plain line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+PLAIN_SECONDS = 10.0
+
+
+class Progress:
+    """Counts finished pieces of one piece of work, and tokens where there are some.
+
+    Args:
+        what: what is being done, e.g. "generate".
+        total: number of pieces, those already done included.
+        done: pieces finished before this process started.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what, self.total, self.done = what, total, done
+        self._first = done
+        self._tokens = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar: RichProgress | None = None
+
+    def advance(self, pieces: int = 1, tokens: int = 0, note: str = "") -> None:
+        """Say that `pieces` more are finished, having taken `tokens` more tokens."""
+        self.done += pieces
+        self._tokens += tokens
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, rate=self._rate(note))
+        elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            print(self._line(note), file=sys.stderr, flush=True)
+
+    def _rate(self, note: str) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
+        return "  ".join(part for part in (rate, note) if part)
+
+    def _line(self, note: str) -> str:
+        seconds = time.monotonic() - self._started
+        finished = self.done - self._first
+        left = f"{(self.total - self.done) * seconds / finished:,.0f} s left" if finished > 0 else ""
+        parts = [f"{self.what}: {self.done:,}/{self.total:,}", self._rate(note), left]
+        return ", ".join(part for part in parts if part)
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Progress]:
+    """Show progress for the duration of the block."""
+    shown = Progress(what, total, done)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield shown
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    with RichProgress(*columns, console=console) as bar:
+        bar.add_task(what, total=total, completed=done, rate="")
+        shown._bar = bar
+        yield shown
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr, flush=True)

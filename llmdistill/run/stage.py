@@ -1,0 +1,217 @@
+"""One stage of one run: begin, resume or skip; shards; finish.
+
+    <run>/<stage>/part-00000.parquet ...   finished shards
+    <run>/<stage>/rejects.parquet          what was dropped, each row with its reason
+    <run>/<stage>/journal/*.jsonl          work in progress, named by the digest of what it depends on
+    <run>/<stage>/begun.json               settings the stage was begun with
+    <run>/<stage>/manifest.json            written last
+
+When a stage is done over with other settings, its former results move to
+`<run>/<stage>.previous`; journals stay, so going back costs nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmdistill.errors import ChangedError, StageError
+from llmdistill.record import REJECT_SCHEMA, Record, Reject, from_row, rejects_to_table, to_table
+from llmdistill.run.digest import Parts, differences, digest_of
+from llmdistill.run.failpoint import failpoint
+from llmdistill.run.files import make_dir, read_json, read_table, sha256_of, write_json, write_table, writing
+from llmdistill.run.journal import Journal
+from llmdistill.run.manifest import FILE_NAME, Counts, Manifest, Usage, package_versions, read_manifest
+
+REJECTS = "rejects.parquet"
+_BEGUN = "begun.json"
+_WORKING = "working"
+
+
+@dataclass
+class Outcome:
+    """What became of the records of one shard."""
+
+    kept: list[Record] = field(default_factory=list)
+    rejected: list[Reject] = field(default_factory=list)
+
+
+class Stage:
+    """A stage being worked on. Obtain one with `begin`."""
+
+    def __init__(self, run_dir: Path, name: str, parts: Parts) -> None:
+        self.name = name
+        self.dir = run_dir / name
+        self.parts = parts
+        self.digest = digest_of(parts)
+        self._started = time.monotonic()
+
+    def journal(self, depends_on: Mapping[str, Any], shard: int = 0) -> Journal:
+        """Journal of one shard. Rows are reused by every later run with equal `depends_on`."""
+        name = f"{digest_of(depends_on)[:16]}-{shard:05d}.jsonl"
+        return Journal(self.dir / "journal" / name)
+
+    def run_shards(self, shards: Sequence[list[Record]], work: Callable[[int, list[Record]], Outcome]) -> Counts:
+        """Apply `work` to every shard that is not finished yet; each result appears atomically."""
+        for index, records in enumerate(shards):
+            part = part_path(self.dir, index)
+            if not part.exists():
+                outcome = work(index, records)
+                self._check_shard(index, records, outcome)
+                write_table(self._rejects_path(index), rejects_to_table(outcome.rejected))
+                failpoint("stage.between_files")
+                write_table(part, to_table(outcome.kept))
+            failpoint("stage.after_shard")
+        return self._merge_rejects(len(shards), sum(len(records) for records in shards))
+
+    def _check_shard(self, index: int, records: list[Record], outcome: Outcome) -> None:
+        came_in = Counter(record.id for record in records)
+        went_out = Counter(record.id for record in outcome.kept) + Counter(r.record.id for r in outcome.rejected)
+        if came_in != went_out:
+            missing, extra = list(came_in - went_out)[:3], list(went_out - came_in)[:3]
+            raise StageError(f"shard {index} of {self.name} lost {missing} and gained {extra}", where=self.dir)
+
+    def _rejects_path(self, index: int) -> Path:
+        return self.dir / _WORKING / f"rejects-{index:05d}.parquet"
+
+    def _merge_rejects(self, num_shards: int, num_input: int) -> Counts:
+        path = self.dir / REJECTS
+        if not path.exists():
+            tables = [read_table(self._rejects_path(index)) for index in range(num_shards)]
+            write_table(path, pa.concat_tables(tables) if tables else REJECT_SCHEMA.empty_table())
+        reasons = Counter(row["reason"] for row in read_table(path).column("reject").to_pylist())
+        kept = sum(pq.read_metadata(part).num_rows for part in part_paths(self.dir))
+        return Counts(num_input, kept, sum(reasons.values()), reasons=dict(sorted(reasons.items())))
+
+    def write_rejects(self, rejects: list[Reject]) -> dict[str, int]:
+        """Write the reject file of a stage that works on everything at once; gives counts by reason."""
+        write_table(self.dir / REJECTS, rejects_to_table(rejects))
+        return dict(sorted(Counter(reject.reason for reject in rejects).items()))
+
+    def finish(
+        self,
+        counts: Counts,
+        usage: Usage | None = None,
+        metrics: dict[str, Any] | None = None,
+        more_outputs: Sequence[Path] = (),
+    ) -> Manifest:
+        """Check the accounting identity and write the manifest.
+
+        Args:
+            more_outputs: files beside the stage's Parquet files that are results too.
+        """
+        counts.check(self.name)
+        if usage is None:
+            usage = Usage(seconds=round(time.monotonic() - self._started, 1))
+        shutil.rmtree(self.dir / _WORKING, ignore_errors=True)
+        files = sorted([*self.dir.glob("*.parquet"), *more_outputs])
+        outputs = {str(path.relative_to(self.dir)): sha256_of(path) for path in files}
+        manifest = Manifest(
+            self.name, self.digest, self.parts, counts, usage, outputs, metrics or {}, package_versions()
+        )
+        failpoint("stage.before_manifest")
+        manifest.write(self.dir)
+        return manifest
+
+
+def begin(
+    run_dir: Path, name: str, parts: Parts, *, guard: tuple[str, ...] = (), fresh: bool = False
+) -> Stage | Manifest:
+    """Start or resume a stage; a finished one with equal settings gives its manifest instead.
+
+    Args:
+        parts: everything that changes the stage's result, as flat keys.
+        guard: prefixes of keys whose change would make costly work worthless.
+        fresh: do the stage over even though guarded keys differ.
+
+    Raises:
+        ChangedError: guarded keys differ from those the stage was begun with.
+    """
+    stage = Stage(run_dir, name, parts)
+    begun_path = stage.dir / _BEGUN
+    if begun_path.exists():
+        begun = read_json(begun_path)
+        if digest_of(begun) == stage.digest:
+            manifest = read_manifest(stage.dir)
+            return manifest if manifest and _outputs_present(stage.dir, manifest) else stage
+        guarded = [line for line in differences(begun, parts) if line.startswith(guard)] if guard else []
+        if guarded and not fresh:
+            message = f"{name} was begun with other settings ({'; '.join(guarded)})"
+            advice = f"add --fresh to do {name} over (its results move to {name}.previous), or set the old values"
+            raise ChangedError(message, where=stage.dir, do=advice)
+        _move_aside(stage.dir)
+    make_dir(stage.dir)
+    write_json(begun_path, parts)
+    return stage
+
+
+def _outputs_present(stage_dir: Path, manifest: Manifest) -> bool:
+    return all((stage_dir / name).exists() for name in manifest.outputs)
+
+
+def _move_aside(stage_dir: Path) -> None:
+    """Move a stage's results, but not its journals, to `<stage>.previous`."""
+    previous = stage_dir.with_name(stage_dir.name + ".previous")
+    with writing(previous):
+        shutil.rmtree(previous, ignore_errors=True)
+        previous.mkdir()
+        # The manifest goes first: a kill half-way must not leave a stage that looks finished.
+        names = sorted(stage_dir.iterdir(), key=lambda path: path.name != FILE_NAME)
+        for path in names:
+            if path.name not in ("journal", _BEGUN):
+                path.rename(previous / path.name)
+        (stage_dir / _BEGUN).rename(previous / _BEGUN)
+
+
+def part_path(stage_dir: Path, index: int) -> Path:
+    """Path of a stage's shard number `index`."""
+    return stage_dir / f"part-{index:05d}.parquet"
+
+
+def part_paths(stage_dir: Path) -> list[Path]:
+    """Paths of a stage's finished shards, in order."""
+    return sorted(stage_dir.glob("part-*.parquet"))
+
+
+def write_records(path: Path, records: list[Record]) -> None:
+    """Write records to a Parquet file of their own, atomically."""
+    write_table(path, to_table(records))
+
+
+def write_part(stage: Stage, index: int, records: list[Record]) -> None:
+    """Write one shard atomically."""
+    write_records(part_path(stage.dir, index), records)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Records of one Parquet file of a stage."""
+    return [from_row(row) for row in read_table(path).to_pylist()]
+
+
+def read_shards(run_dir: Path, name: str) -> Iterator[list[Record]]:
+    """Records of a finished stage, one list per shard."""
+    for path in part_paths(run_dir / name):
+        yield read_records(path)
+
+
+def inputs_of(run_dir: Path, *names: str) -> Parts:
+    """Digest parts of what a stage reads: the content of every file of the finished stages `names`.
+
+    Raises:
+        StageError: one of them is not finished; names the command to run.
+    """
+    parts: Parts = {}
+    for name in names:
+        manifest = read_manifest(run_dir / name)
+        if manifest is None:
+            raise StageError(f"{name} is not finished yet", where=run_dir, do=f"run llmdistill {name} first")
+        parts[f"input.{name}"] = digest_of(manifest.outputs)
+    return parts

@@ -1,0 +1,64 @@
+"""From records to token ids: what the student reads, and what it is trained to write.
+
+The loss is on the assistant's tokens only, the token that ends its turn
+included; whatever the chat template puts after that is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmdistill.engines.models import render_prompt
+from llmdistill.record import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record as token ids: no loss on `prompt`, loss on every token of `target`."""
+
+    record_id: str
+    prompt: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Why a record cannot be trained on."""
+
+    reason: str
+    detail: str
+
+
+def encode(
+    record: Record, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int], max_length: int
+) -> Example | Unusable:
+    """Render a record through the chat template.
+
+    Args:
+        end_tokens: ids that end the assistant's turn; the first is used where the template has none.
+        max_length: longest sequence, prompt and target together, in tokens.
+    """
+    prompt = render_prompt(tokenizer, record.prompt)
+    messages = [*record.prompt, *record.completion]
+    whole = list(tokenizer.apply_chat_template(messages, return_dict=False))
+    if whole[: len(prompt)] != prompt:
+        return Unusable("template_mismatch", "the template renders the prompt otherwise when an answer follows")
+    target = _until_end(whole[len(prompt) :], end_tokens)
+    if record.reply.strip() not in tokenizer.decode(target):
+        return Unusable("template_ate_text", "the chat template removes part of the answer (a <think> block?)")
+    if len(prompt) + len(target) > max_length:
+        return Unusable("too_long_to_train", f"{len(prompt) + len(target):,} tokens, train.max_length {max_length:,}")
+    return Example(record.id, prompt, target)
+
+
+def _until_end(target: list[int], end_tokens: Sequence[int]) -> list[int]:
+    """The target up to its last end token; one is added when the template writes none."""
+    for index in range(len(target) - 1, -1, -1):
+        if target[index] in end_tokens:
+            return target[: index + 1]
+    return [*target, end_tokens[0]]

@@ -1,0 +1,211 @@
+"""The stage `train`: build the student, train it, save it beside its untrained self.
+
+<run>/train/untrained/     the student before the first step
+<run>/train/checkpoints/   where to resume from, removed when the student is saved
+<run>/train/student/       the result, one directory that `from_pretrained` opens
+<run>/train/adapter/       the LoRA adapter alone, when one was trained
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdistill.config import Lora, Pipeline, Train
+from llmdistill.engines.models import (
+    ModelSource,
+    end_token_ids,
+    find_model,
+    load_model,
+    load_tokenizer,
+    quiet_libraries,
+)
+from llmdistill.engines.resume import find, model_parts
+from llmdistill.errors import RejectsError
+from llmdistill.record import Record, Reject
+from llmdistill.run.digest import Parts, flatten
+from llmdistill.run.files import sync_dir, writing
+from llmdistill.run.manifest import Counts, Manifest
+from llmdistill.run.progress import progress
+from llmdistill.run.stage import Stage, begin, inputs_of, read_shards
+from llmdistill.train.examples import Example, Unusable, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+_CALIBRATION = 16
+"""Examples on which layers are chosen."""
+
+
+def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
+    """Train the student on the curated records."""
+    teacher = find(pipeline.teacher)
+    parts: Parts = {
+        **flatten(pipeline.train.digest_view(), "train."),
+        **flatten(pipeline.student.digest_view(), "student."),
+        **model_parts("teacher", pipeline.teacher, teacher),
+        **_student_parts(pipeline),
+        "train.seed": pipeline.seed,
+        **inputs_of(pipeline.run_path, "curate"),
+    }
+    stage = begin(pipeline.run_path, "train", parts, guard=("train.", "student."), fresh=fresh)
+    if isinstance(stage, Manifest):
+        return stage
+    records = [record for shard in read_shards(pipeline.run_path, "curate") for record in shard]
+    untrained = _untrained_student(pipeline, teacher, stage.dir, records)
+    tokenizer = load_tokenizer(untrained)
+    model = load_model(untrained, weights_dtype(pipeline.train), pipeline.train.device)
+    examples, rejects = encode_all(records, tokenizer, end_token_ids(model, tokenizer), pipeline.train.max_length)
+    reasons = stage.write_rejects(rejects)
+    if not examples:
+        raise RejectsError(f"no record can be trained on ({reasons})", where=stage.dir, do="raise train.max_length")
+    history = _train(pipeline, stage, teacher, model, tokenizer, examples)
+    counts = Counts(len(records), len(examples), len(rejects), reasons=reasons)
+    metrics = {"history": history, "target_tokens": sum(len(example.target) for example in examples)}
+    weights = sorted((stage.dir / "student").glob("*.safetensors"))
+    return stage.finish(counts, metrics=metrics, more_outputs=weights)
+
+
+def weights_dtype(settings: Train) -> str:
+    """Weights are trained in float32 unless the pipeline says otherwise; where bfloat16 is fast it is autocast."""
+    return "float32" if settings.dtype == "auto" else settings.dtype
+
+
+def _student_parts(pipeline: Pipeline) -> Parts:
+    settings = pipeline.student
+    return {} if settings.model is None else {"student.found": find_model(settings.model, settings.revision).revision}
+
+
+def encode_all(
+    records: list[Record], tokenizer: PreTrainedTokenizerBase, end_tokens: list[int], max_length: int
+) -> tuple[list[Example], list[Reject]]:
+    """Examples of all records that can be trained on, and the others as rejects."""
+    examples, rejects = [], []
+    for record in records:
+        encoded = encode(record, tokenizer, end_tokens, max_length)
+        if isinstance(encoded, Unusable):
+            rejects.append(Reject(record, "train", encoded.reason, encoded.detail))
+        else:
+            examples.append(encoded)
+    return examples, rejects
+
+
+def _untrained_student(pipeline: Pipeline, teacher: ModelSource, stage_dir: Path, records: list[Record]) -> ModelSource:
+    """The student before training, kept on disk: evaluation measures it too."""
+    path = stage_dir / "untrained"
+    if not path.exists():
+        settings = pipeline.student
+        if settings.model is not None:
+            source = find_model(settings.model, settings.revision)
+            model, tokenizer = load_model(source, weights_dtype(pipeline.train), "cpu"), load_tokenizer(source)
+        else:
+            model, tokenizer = _cut_student(pipeline, teacher, records)
+        save_model(model, tokenizer, path)
+    return ModelSource(str(path), path, "untrained")
+
+
+def _cut_student(
+    pipeline: Pipeline, teacher: ModelSource, records: list[Record]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The teacher with `student.keep_layers` of its layers."""
+    from llmdistill.engines.aligned import align
+    from llmdistill.train.student import choose_layers, with_layers
+
+    assert pipeline.student.keep_layers is not None
+    tokenizer = load_tokenizer(teacher)
+    model = load_model(teacher, weights_dtype(pipeline.train), pipeline.train.device)
+    ends = end_token_ids(model, tokenizer)
+    examples, _ = encode_all(records[:_CALIBRATION], tokenizer, ends, pipeline.train.max_length)
+    if not examples:
+        raise RejectsError("no record fits train.max_length", where=pipeline.run_path, do="raise train.max_length")
+    rows = [example.prompt + example.target for example in examples]
+    batch = align(rows, [[]] * len(rows), tokenizer.pad_token_id, model.device)
+    layers = choose_layers(model, pipeline.student.keep_layers, pipeline.student.layer_rule, batch)
+    return with_layers(model, layers), tokenizer
+
+
+def _train(
+    pipeline: Pipeline,
+    stage: Stage,
+    teacher: ModelSource,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+) -> list[dict[str, Any]]:
+    """Train from the newest checkpoint on; gives the log: step, loss, learning rate, gradient norm."""
+    from llmdistill.train.checkpoints import MarkComplete, ShowProgress, latest_complete
+
+    checkpoints = stage.dir / "checkpoints"
+    trained = _with_lora(model, pipeline.train.lora, pipeline.seed) if pipeline.train.lora else model
+    trainer = _trainer(pipeline, teacher, trained, tokenizer, examples, checkpoints)
+    start = latest_complete(checkpoints)
+    with quiet_libraries(), writing(checkpoints), progress("train", _num_steps(pipeline, len(examples))) as bar:
+        trainer.add_callback(MarkComplete())
+        trainer.add_callback(ShowProgress(bar))
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    _save_student(trainer, pipeline, tokenizer, stage.dir)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _num_steps(pipeline: Pipeline, num_examples: int) -> int:
+    settings = pipeline.train
+    batches = -(-num_examples // settings.batch_size)
+    return int(-(-batches // settings.gradient_accumulation) * settings.epochs)
+
+
+def _trainer(
+    pipeline: Pipeline,
+    teacher: ModelSource,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    checkpoints: Path,
+) -> Trainer:
+    from llmdistill.train.trainers import kd_trainer, sft_trainer
+
+    settings = pipeline.train
+    if settings.method == "sft":
+        return sft_trainer(model, tokenizer, examples, settings, checkpoints, pipeline.seed)
+    from llmdistill.signals.online import OnlineTeacher
+
+    signal = OnlineTeacher.open(teacher, model, tokenizer, pipeline.teacher.dtype, settings.device)
+    return kd_trainer(model, tokenizer, examples, signal, settings, checkpoints, pipeline.seed)
+
+
+def _with_lora(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    modules = settings.target_modules
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def _save_student(trainer: Trainer, pipeline: Pipeline, tokenizer: PreTrainedTokenizerBase, stage_dir: Path) -> None:
+    """Save the trained student whole; a LoRA adapter is saved alone and merged into it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if pipeline.train.lora:
+        save_model(model, tokenizer, stage_dir / "adapter")
+        model = model.merge_and_unload()
+    save_model(model, tokenizer, stage_dir / "student")
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Save model and tokenizer as safetensors; the directory appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path), quiet_libraries():
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        sync_dir(path.parent)
