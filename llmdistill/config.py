@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class _OutsideDigest:
@@ -20,12 +20,21 @@ Execution = _OutsideDigest()
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Settings(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no silent conversions of text to numbers."""
+    """Base of all sections: frozen, no unknown keys, no switch where a number is due, no infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which would pass for the number 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("it is not a switch")
+        return value
 
     def digest_view(self) -> dict[str, Any]:
         """The section's values that change a result, as plain data."""
@@ -152,7 +161,10 @@ class Lora(Settings):
 
 
 class Train(Settings):
-    """How the student learns. `kd` mixes soft_weight * KL(teacher || student) with hard_weight * CE."""
+    """How the student learns. `kd` mixes soft_weight * KL(teacher || student) with hard_weight * CE.
+
+    `seed` None takes the pipeline's.
+    """
 
     method: Literal["sft", "kd"] = "kd"
     lora: Lora | None = None
@@ -166,11 +178,11 @@ class Train(Settings):
     batch_size: Positive = 4
     gradient_accumulation: Positive = 1
     max_length: Positive = 1024
+    seed: Seed | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Annotated[str, Execution] = "auto"
     save_steps: Annotated[Positive, Execution] = 50
     keep_checkpoints: Annotated[Positive, Execution] = 2
-    teacher_cache_mib: Annotated[int, Field(ge=0), Execution] = 512
 
     @model_validator(mode="after")
     def _some_loss(self) -> Train:
@@ -199,7 +211,7 @@ class Pipeline(Settings):
 
     name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=100)]
     language: Literal["en", "ko"] = "en"
-    seed: int = 0
+    seed: Seed = 0
     run_dir: str | None = None
     prompts: Prompts
     teacher: Model
@@ -215,6 +227,11 @@ class Pipeline(Settings):
     def run_path(self) -> Path:
         """The run directory."""
         return Path(self.run_dir) if self.run_dir else Path("data") / "runs" / self.name
+
+    @property
+    def train_seed(self) -> int:
+        """Seed of the training order and of new weights."""
+        return self.seed if self.train.seed is None else self.train.seed
 
     @property
     def judge_model(self) -> Model | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -35,7 +36,7 @@ def examine(pipeline: Pipeline | None = None) -> list[Finding]:
         if pipeline.student.model:
             names[pipeline.student.model] = pipeline.student.revision
         for name, revision in names.items():
-            findings.append(_checked(f"model {name}", lambda name=name, revision=revision: _model(name, revision)))
+            findings.append(_checked(f"model {name}", functools.partial(_model, name, revision)))
     return findings
 
 

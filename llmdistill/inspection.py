@@ -13,6 +13,7 @@ from llmdistill.record import from_row
 from llmdistill.run.files import read_table
 from llmdistill.run.stage import REJECTS, part_paths
 
+_STAGES = ("prompts", "generate", "filter", "curate", "evaluate")
 _CONDITION = re.compile(r"^\s*([\w.]+)\s*(<=|>=|!=|<|>|=|~)\s*(.*?)\s*$", re.DOTALL)
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": lambda value, wanted: value < wanted,
@@ -31,14 +32,19 @@ def read_rows(run_dir: Path, stage: str, rejects: bool = False) -> list[Row]:
     """Rows of a stage's shards, or of its reject file.
 
     Raises:
-        UsageError: the stage has written nothing yet.
+        UsageError: no such stage, or it has written nothing yet.
     """
+    if stage not in _STAGES:
+        raise UsageError(
+            f"no stage {stage} has records", where=f"--stage {stage}", do=f"there are {', '.join(_STAGES)}"
+        )
     folder = run_dir / stage
     paths = [folder / REJECTS] if rejects else part_paths(folder)
     paths = [path for path in paths if path.exists()]
     if not paths:
         kind = "reject file" if rejects else "finished shard"
-        raise UsageError(f"there is no {kind}", where=folder, do=f"run llmdistill {stage} first")
+        command = "generate" if stage == "prompts" else stage
+        raise UsageError(f"there is no {kind}", where=folder, do=f"run llmdistill {command} first")
     return [row for path in paths for row in read_table(path).to_pylist()]
 
 
@@ -60,6 +66,8 @@ def _test_of(condition: str) -> Callable[[Row], bool]:
         if value is None:
             return False
         wanted: Any = text
+        if isinstance(value, dict | list) and sign != "~":
+            raise UsageError(f"{name} is not one value", where=f"--where {condition}", do=f"--where '{name}~text'")
         if isinstance(value, bool):
             wanted = text.lower() == "true"
         elif isinstance(value, int | float):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -28,13 +29,23 @@ def find_file(name: str, what: str) -> Path:
     Raises:
         ConfigError: there is no such file; names the nearest one there is.
     """
-    for root in (Path(), shipped_root()):
-        path = root / name
-        if path.is_file():
-            return path
-    folder = shipped_root() / Path(name).parent
-    names = [str(Path(name).parent / path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    roots = (Path(), shipped_root())
+    try:
+        for root in roots:
+            if (root / name).is_file():
+                return root / name
+        names = [str(path.relative_to(root)) for root in roots for path in _files_in((root / name).parent)]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"this {what} cannot be opened ({_first_words(error)})", where=name) from None
     raise ConfigError(f"there is no such {what}", where=name, do=_nearest(name, names) or "check the path")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
+def _first_words(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
@@ -64,15 +75,22 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"not valid YAML: {error.problem}", where=f"{path}:{line}", do="mend the line") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that does not exist
         raise ConfigError(f"not valid YAML: {error}", where=path, do="mend the file") from None
+    except RecursionError:
+        raise ConfigError("not usable YAML: nested too deep", where=path, do="mend the file") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({_first_words(error)})", where=path) from None
     if not isinstance(values, dict):
         raise ConfigError("a pipeline file is a mapping of keys to values", where=path, do="see llmdistill init")
     return values, dict(_key_lines(node, path, ()))
 
 
+_DEEPEST = 8
+
+
 def _key_lines(node: Any, path: Path, prefix: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], int]]:
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(node, yaml.MappingNode) or len(prefix) > _DEEPEST:  # an anchor may hold itself
         return
     seen: set[str] = set()
     for key_node, value_node in node.value:
@@ -92,7 +110,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError("an override is written a.b=c", where=f"--set {override}", do="--set train.epochs=2")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     section = values
     for name in names[:-1]:
@@ -109,7 +127,7 @@ def _first_problem(
     """The first thing pydantic found wrong, as one line; how many more there are is said too."""
     problems = error.errors(include_url=False)
     problem = problems[0]
-    keys = tuple(str(part) for part in problem["loc"] if isinstance(part, str))
+    keys = _keys_of(problem)
     name = ".".join(keys) or "the file"
     if problem["type"] == "extra_forbidden":
         what = f"unknown key {name}"
@@ -124,9 +142,18 @@ def _first_problem(
     return ConfigError(what, where=_place(keys, path, lines, overrides), do=advice)
 
 
+def _keys_of(problem: Any) -> tuple[str, ...]:
+    """The keys that lead to a problem, without what pydantic adds about the branches of a union."""
+    keys = tuple(part for part in problem["loc"] if isinstance(part, str))
+    while problem["type"] != "extra_forbidden" and keys and ".".join(keys) not in all_keys():
+        keys = keys[:-1]
+    return keys
+
+
 def _place(keys: tuple[str, ...], path: Path, lines: dict[tuple[str, ...], int], overrides: Sequence[str]) -> str:
     for override in reversed(overrides):
-        if override.partition("=")[0].strip() == ".".join(keys):
+        names = tuple(override.partition("=")[0].strip().split("."))
+        if names[: len(keys)] == keys or keys[: len(names)] == names:
             return f"--set {override}"
     for length in range(len(keys), 0, -1):
         if keys[:length] in lines:
@@ -135,7 +162,7 @@ def _place(keys: tuple[str, ...], path: Path, lines: dict[tuple[str, ...], int],
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # bounded, however deep the value is
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -154,7 +181,9 @@ def _nearest_key(keys: tuple[str, ...]) -> str | None:
         close = difflib.get_close_matches(keys[-1], list(section.model_fields), n=1, cutoff=0.5)
         if close:
             return f"did you mean {'.'.join((*keys[:-1], close[0]))}?"
-    return _nearest(keys[-1], {key.split(".")[-1]: key for key in all_keys()})
+    dotted = {key.split(".")[-1]: key for key in reversed(all_keys())}
+    close = difflib.get_close_matches(keys[-1], list(dotted), n=1, cutoff=0.5)
+    return f"did you mean {dotted[close[0]]}?" if close else None
 
 
 def all_keys(section: type[BaseModel] = Pipeline, prefix: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -29,6 +29,9 @@ AnyTemplate = TypeVar("AnyTemplate", bound="Template")
 class Template(Settings):
     """A prompt file. `prefill` is text that the model's reply is made to begin with (local engines)."""
 
+    values: ClassVar[tuple[str, ...]] = ("prompt",)
+    """Names of the values there are; the first one must be in the text."""
+
     user: str
     system: str | None = None
     prefill: str = ""
@@ -45,9 +48,16 @@ class TeacherTemplate(Template):
     rationale_marker: str | None = None
     answer_marker: str | None = None
 
+    def ask(self, prompt: list[Message]) -> list[Message]:
+        """What the teacher is sent for a prompt: the template around its last message, earlier ones as they are."""
+        *earlier, last = prompt
+        return earlier + self.messages(prompt=last["content"])
+
 
 class Rubric(Template):
     """How the judge is asked. `scores` are the choices it has, worst first, each with its number."""
+
+    values: ClassVar[tuple[str, ...]] = ("answer", "prompt", "rationale", "reference", "fence")
 
     scores: dict[str, float] = Field(min_length=2)
 
@@ -73,19 +83,26 @@ def load_template(name: str, kind: type[AnyTemplate]) -> tuple[AnyTemplate, str]
     """Read a prompt file; gives the template and the sha256 of the file.
 
     Raises:
-        ConfigError: no such file, or not a template of this kind.
+        ConfigError: no such file, not a template of this kind, or it names a value that does not exist.
     """
     path = find_file(name, "prompt file")
-    return _parse(path, kind), sha256_of(path)
+    template = _parse(path, kind)
+    try:
+        template.messages(**dict.fromkeys(kind.values, ""))
+    except ConfigError as error:
+        raise ConfigError(error.what, where=path, do=error.do) from None
+    if kind.values[0] not in _NAME.findall(f"{template.system}{template.user}"):
+        raise ConfigError(f"the template does not name {{{{ {kind.values[0]} }}}}", where=path, do="add it to user")
+    return template, sha256_of(path)
 
 
 def _parse(path: Path, kind: type[AnyTemplate]) -> AnyTemplate:
     try:
         values: Any = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
         return kind.model_validate(values)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"not a UTF-8 YAML file ({' '.join(str(error).split())})", where=path) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise ConfigError(f"{key}: {problem['msg']}", where=path, do="see the shipped prompt files") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"not a UTF-8 YAML file ({' '.join(str(error).split())})", where=path) from None

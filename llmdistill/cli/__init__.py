@@ -20,7 +20,6 @@ from llmdistill.run.signals import stopping_in_order
 app = typer.Typer(
     name="llmdistill",
     help="Turn a big language model into a small one for a job.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -42,7 +41,7 @@ def main() -> None:
 def _exit_code() -> int:
     try:
         with stopping_in_order():
-            result: Any = app(standalone_mode=False)
+            result: Any = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except LlmdistillError as error:
@@ -53,6 +52,13 @@ def _exit_code() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit:  # how rich ends when whoever reads stdout has gone
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _say_error(f"{error.filename}: {error.strerror}")
+        return 1
     except Exception as error:
         usage = _usage_problem(error)
         if usage is None:

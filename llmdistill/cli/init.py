@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def init(
     if path.exists():
         raise UsageError("this file exists already", where=path, do="choose another name")
     text = (shipped_root() / "pipelines" / "template.yaml").read_text("utf-8")
-    values = {"name": path.stem, "prompts": prompts, "language": language}
+    quoted = {"name": path.stem, "prompts": prompts}  # JSON strings are YAML strings, whatever is in them
+    values = {key: json.dumps(value, ensure_ascii=False) for key, value in quoted.items()} | {"language": language}
     write_text(path, substitute(text, values) + "\n")
     say(f"wrote {path}; next: llmdistill plan {path}")

@@ -109,6 +109,8 @@ def _hub_snapshot(name: str, revision: str | None, offline: bool) -> tuple[Path 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keep the progress bars and notices of transformers off the terminal for a while."""
+    import warnings
+
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -116,7 +118,9 @@ def quiet_libraries() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -15,6 +15,7 @@ from llmdistill.run.failpoint import failpoint
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Usage
 from llmdistill.run.progress import progress
+from llmdistill.run.stage import Stage
 
 
 class LazyEngine:
@@ -50,6 +51,12 @@ def complete_all(
                 bar.advance(tokens=completion.completion_tokens or completion.prompt_tokens)
     journal.commit()
     return {request.id: _from_row(journal[request.id]) for request in requests}
+
+
+def completions_of(stage: Stage, depends_on: Parts, shard: int, ids: Iterable[str]) -> list[Completion]:
+    """Completions that an earlier process got for a finished shard, so that it is counted too."""
+    with stage.journal(depends_on, shard) as journal:
+        return [_from_row(journal[id_]) for id_ in ids if id_ in journal]
 
 
 def _to_row(completion: Completion) -> dict[str, Any]:

@@ -27,10 +27,7 @@ class Contestant:
 
     def messages(self, record: Record) -> list[Message]:
         """What this model is asked."""
-        if self.template is None:
-            return record.prompt
-        *earlier, last = record.prompt
-        return earlier + self.template.messages(prompt=last["content"])
+        return self.template.ask(record.prompt) if self.template else record.prompt
 
     def request(self, record: Record, sampling: Sampling) -> Request:
         """One held-out prompt for this model."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmdistill.config import Pipeline
-from llmdistill.engines.aligned import IGNORED, align, target_logits
+from llmdistill.engines.aligned import align, target_logits
 from llmdistill.engines.base import Completion
-from llmdistill.engines.models import ModelSource, load_model, load_tokenizer, render_prompt
+from llmdistill.engines.models import load_model, load_tokenizer, render_prompt
+from llmdistill.evaluate.answers import Contestant
 from llmdistill.record import Record
 from llmdistill.run.failpoint import failpoint
 from llmdistill.run.journal import Journal
@@ -37,7 +38,7 @@ _MAX_TARGET = 512
 def measure(
     records: list[Record],
     teacher_replies: Mapping[str, Completion],
-    sources: Mapping[str, ModelSource],
+    contestants: Mapping[str, Contestant],
     pipeline: Pipeline,
     journal: Journal,
 ) -> Distances:
@@ -45,15 +46,18 @@ def measure(
     owed = [record for record in records if record.id not in journal]
     if owed:
         settings = pipeline.teacher
-        models = {role: load_model(source, settings.dtype, settings.device) for role, source in sources.items()}
-        tokenizer = load_tokenizer(sources["student"])
+        models = {
+            role: load_model(contestant.source, settings.dtype, settings.device)
+            for role, contestant in contestants.items()
+        }
+        tokenizer = load_tokenizer(contestants["student"].source)
         with progress("measure", len(records), len(records) - len(owed)) as bar:
             for record in owed:
                 texts = {"teacher_text": _teacher_target(record, teacher_replies[record.id], tokenizer)}
                 if record.reference and record.reference.strip():
                     texts["human_text"] = _target(record.reference.strip(), tokenizer)
-                prompt = render_prompt(tokenizer, record.prompt)
-                sums = {kind: _compare(models, prompt, ids, tokenizer.pad_token_id) for kind, ids in texts.items()}
+                prompts = {role: render_prompt(tokenizer, who.messages(record)) for role, who in contestants.items()}
+                sums = {kind: _compare(models, prompts, ids, tokenizer.pad_token_id) for kind, ids in texts.items()}
                 journal.append(record.id, sums=sums)
                 failpoint("evaluate.after_record")
                 bar.advance()
@@ -73,17 +77,17 @@ def _teacher_target(record: Record, reply: Completion, tokenizer: Any) -> list[i
 
 
 def _compare(
-    models: Mapping[str, PreTrainedModel], prompt: list[int], target: list[int], pad_id: int
+    models: Mapping[str, PreTrainedModel], prompts: Mapping[str, list[int]], target: list[int], pad_id: int
 ) -> dict[str, Sums]:
-    """Each model's sums over one target."""
+    """Each model's sums over one target, every model asked in its own way."""
     import torch
 
-    batch = align([prompt], [target], pad_id, next(iter(models.values())).device)
+    logits = {}
     with torch.inference_mode():
-        logits = {role: target_logits(model, batch)[0].float() for role, model in models.items()}
-    labels = batch.labels[0]
-    wanted = labels != IGNORED
-    return {role: distances(own[wanted], logits["teacher"][wanted], labels[wanted]) for role, own in logits.items()}
+        for role, model in models.items():
+            batch = align([prompts[role]], [target], pad_id, model.device)
+            logits[role] = target_logits(model, batch)[0].float()
+    return {role: distances(own, logits["teacher"], batch.labels[0]) for role, own in logits.items()}
 
 
 def distances(logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor) -> Sums:

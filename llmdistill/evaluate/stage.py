@@ -49,12 +49,11 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     answers = {role: ask(contestants[role], records, pipeline, stage, asked) for role in ROLES}
     usable = [record for record in records if _has_text(answers["teacher"], record)]
     rejects = [Reject(record, "evaluate", "no_teacher_answer") for record in records if record not in usable]
-    sources = {role: contestant.source for role, contestant in contestants.items()}
     with stage.journal({**parts, "what": "distances"}) as journal:
-        distances = measure(usable, answers["teacher"].replies, sources, pipeline, journal)
+        distances = measure(usable, answers["teacher"].replies, contestants, pipeline, journal)
     write_part(stage, 0, [_result(record, answers, distances) for record in usable])
     reasons = stage.write_rejects(rejects)
-    table = {role: _row(role, sources[role], usable, answers[role], distances) for role in ROLES}
+    table = {role: _row(role, contestants[role].source, usable, answers[role], distances) for role in ROLES}
     counts = Counts(len(records), len(usable), len(rejects), reasons=reasons)
     return stage.finish(counts, metrics={"table": table})
 

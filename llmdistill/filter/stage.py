@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from llmdistill.config import Judge, Model, Pipeline
 from llmdistill.engines.base import Completion
-from llmdistill.engines.resume import LazyEngine, complete_all, find, model_parts, usage_of
+from llmdistill.engines.resume import LazyEngine, complete_all, completions_of, find, model_parts, usage_of
 from llmdistill.filter.checks import failed_check
 from llmdistill.filter.judge import judge_request, verdict_of
 from llmdistill.record import Record, Reject
@@ -33,12 +33,10 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         return stage
     started = time.monotonic()
     try:
-        counts = stage.run_shards(
-            list(read_shards(pipeline.run_path, "generate")),
-            lambda index, records: _filter_shard(pipeline, judge, stage, index, records),
-        )
-        completions = judge.completions if judge else []
-        return stage.finish(counts, usage_of(completions, time.monotonic() - started))
+        shards = list(read_shards(pipeline.run_path, "generate"))
+        counts = stage.run_shards(shards, lambda index, records: _filter_shard(pipeline, judge, stage, index, records))
+        used = judge.all_completions(shards, stage) if judge else []
+        return stage.finish(counts, usage_of(used, time.monotonic() - started))
     finally:
         if judge:
             judge.engine.close()
@@ -56,17 +54,15 @@ class _JudgeAtWork:
             "filter.judge.rubric_sha256": self.rubric_hash,
             "filter.judge.max_answer_tokens": settings.max_answer_tokens,
         }
-        self.completions: list[Completion] = []
+        self.completions: dict[int, list[Completion]] = {}
 
     def judge(self, records: list[Record], stage: Stage, index: int) -> list[Record]:
         """The records with one verdict more each."""
         max_chars = self.settings.max_answer_tokens * _CHARS_PER_TOKEN
         requests = [judge_request(record, self.rubric, max_chars) for record in records]
-        # Keyed by the records too: another answer to the same prompt is another judgement.
-        depends_on = {**self.parts, **{"input": stage.parts["input.generate"]}}
-        with stage.journal(depends_on, index) as journal:
+        with stage.journal(self._depends_on(stage), index) as journal:
             found = complete_all(requests, journal, self.engine.get, "judge")
-        self.completions.extend(found.values())
+        self.completions[index] = list(found.values())
         name, rubric_hash = self.engine.source.name, self.rubric_hash[:16]
         return [
             replace(
@@ -75,6 +71,17 @@ class _JudgeAtWork:
             )
             for record in records
         ]
+
+    def _depends_on(self, stage: Stage) -> Parts:
+        """Keyed by the records too: another answer to the same prompt is another judgement."""
+        return {**self.parts, "input": stage.parts["input.generate"]}
+
+    def all_completions(self, shards: list[list[Record]], stage: Stage) -> list[Completion]:
+        """Every judgement of the stage, those of shards that an earlier process finished included."""
+        for index in set(range(len(shards))) - set(self.completions):
+            ids = (record.id for record in shards[index])
+            self.completions[index] = completions_of(stage, self._depends_on(stage), index, ids)
+        return [completion for found in self.completions.values() for completion in found]
 
 
 def _open_judge(pipeline: Pipeline) -> _JudgeAtWork | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llmdistill.config import Prompts
 from llmdistill.errors import InputError
 from llmdistill.pipeline_file import find_file
 from llmdistill.record import Message, Record, Reject, Source, record_id
-from llmdistill.run.files import read_table, sha256_of
+from llmdistill.run.files import sha256_of
 
 STAGE = "prompts"
 _PROMPT_NAMES = ("prompt", "messages", "instruction", "question")
@@ -66,9 +67,8 @@ def read_prompts(settings: Prompts) -> PromptSet:
     Raises:
         InputError: no row can be used.
     """
-    found = PromptSet()
-    held_out = _read_file(settings.held_out_path, settings, found, seen={}) if settings.held_out_path else []
-    seen = {record.id: f"{settings.held_out_path} (held out)" for record in held_out}
+    found, seen = PromptSet(), dict[str, str]()
+    held_out = _read_file(settings.held_out_path, settings, found, seen) if settings.held_out_path else []
     records = _read_file(settings.path, settings, found, seen)
     if settings.limit:
         records = records[: settings.limit]
@@ -76,9 +76,17 @@ def read_prompts(settings: Prompts) -> PromptSet:
     found.held_out = held_out + [record for record in records if _is_held_out(record, fraction)]
     found.pool = [record for record in records if not _is_held_out(record, fraction)]
     if not found.pool:
-        reasons = ", ".join(sorted({reject.reason for reject in found.rejects})) or "the file is empty"
-        raise InputError(f"no usable prompt ({reasons})", where=settings.path, do="mend the file")
+        raise _nothing_usable(found, settings)
     return found
+
+
+def _nothing_usable(found: PromptSet, settings: Prompts) -> InputError:
+    if found.held_out and not settings.held_out_path:
+        what = f"all {len(found.held_out):,} prompts are held out"
+        return InputError(what, where=settings.path, do="lower prompts.held_out or give more prompts")
+    reasons = ", ".join(sorted({reject.reason for reject in found.rejects})) or "the file is empty"
+    first = f"; the first is {found.rejects[0].where}" if found.rejects else ""
+    return InputError(f"no usable prompt ({reasons}{first})", where=settings.path, do="mend the file")
 
 
 def _is_held_out(record: Record, fraction: float) -> bool:
@@ -97,9 +105,8 @@ def _read_file(name: str, settings: Prompts, found: PromptSet, seen: dict[str, s
             if record.id in seen:
                 raise _BadRowError("duplicate_prompt", f"same as {seen[record.id]}")
         except _BadRowError as error:
-            text = _excerpt(row)
-            blank = Record(id=record_id([{"role": "row", "content": place}]), prompt=[], meta=text)
-            found.rejects.append(Reject(blank, STAGE, error.reason, error.detail, place))
+            blank = Record(id=record_id([{"role": "row", "content": place}]), prompt=[], meta=_excerpt(row))
+            found.rejects.append(Reject(blank, STAGE, error.reason, _storable(error.detail), place))
             continue
         seen[record.id] = place
         records.append(record)
@@ -110,17 +117,28 @@ def _excerpt(row: Any) -> str:
     """The bad row itself, shortened, so that the person who mends the file need not look it up."""
     if isinstance(row, _BadRowError):
         return "{}"
-    text = json.dumps(row, ensure_ascii=True)
-    return json.dumps({"row": text[:500]}, ensure_ascii=True)
+    return json.dumps({"row": _storable(_as_text(row)[:500])}, ensure_ascii=True)
+
+
+def _as_text(value: Any) -> str:
+    """Any value of a row as text; Parquet holds dates and bytes, which JSON does not know."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):
+        return str(type(value).__name__)
+
+
+def _storable(text: str) -> str:
+    """The text with lone surrogates, which no UTF-8 file can hold, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _rows(path: Path, max_line_bytes: int) -> Iterator[tuple[int, Any]]:
     """(row number from 1, the row or what is wrong with it) of a .jsonl, .json or .parquet file."""
     if path.suffix == ".parquet":
-        try:
-            yield from enumerate(read_table(path).to_pylist(), start=1)
-        except pa.ArrowException as error:
-            raise InputError(f"not readable as Parquet ({error})", where=path) from error
+        yield from enumerate(_parquet_rows(path), start=1)
     elif path.suffix == ".json":
         yield from enumerate(_json_list(path), start=1)
     elif path.suffix == ".jsonl":
@@ -129,9 +147,21 @@ def _rows(path: Path, max_line_bytes: int) -> Iterator[tuple[int, Any]]:
         raise InputError("unknown kind of file", where=path, do="give a .jsonl, .json or .parquet file")
 
 
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"not readable as Parquet ({error})", where=path, do="mend the file") from None
+    for index in range(table.num_rows):
+        try:
+            yield table.slice(index, 1).to_pylist()[0]
+        except (ValueError, pa.ArrowException) as error:
+            yield _BadRowError("unreadable_row", str(error))
+
+
 def _json_list(path: Path) -> list[Any]:
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+        rows = _strict_json(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not readable as JSON ({error})", where=path, do="mend the file") from None
     if not isinstance(rows, list):
@@ -144,22 +174,21 @@ def _json_lines(path: Path, max_line_bytes: int) -> Iterator[tuple[int, Any]]:
         number = 0
         while line := handle.readline(max_line_bytes + 1):
             number += 1
-            size = len(line)
-            while len(line) > max_line_bytes and not line.endswith(b"\n"):
-                line = handle.readline(max_line_bytes + 1)  # read past the rest without keeping it
-                size += len(line)
-                if not line or line.endswith(b"\n"):
-                    break
-            if size > max_line_bytes:
+            size, end = len(line), line
+            while end and not end.endswith(b"\n"):
+                end = handle.readline(max_line_bytes)  # read past the rest without keeping it
+                size += len(end)
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if size - line.endswith(b"\n") > max_line_bytes:
                 detail = f"{size:,} bytes, at most {max_line_bytes:,} (prompts.max_line_bytes)"
                 yield number, _BadRowError("line_too_long", detail)
             elif line.strip():
-                yield number, _parse_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                yield number, _parse_line(line)
 
 
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        return _strict_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return _BadRowError("invalid_utf8", f"byte {error.start} of the line")
     except RecursionError:
@@ -168,8 +197,22 @@ def _parse_line(line: bytes) -> Any:
         return _BadRowError("invalid_json", str(error))
 
 
+def _strict_json(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one that names a key twice is refused, because nobody knows which value was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:50]!r} stands there twice")
+    return found
 
 
 def _record(row: Any, settings: Prompts, key: str, split: str) -> Record:
@@ -177,7 +220,9 @@ def _record(row: Any, settings: Prompts, key: str, split: str) -> Record:
         raise _BadRowError("not_an_object", f"a row is an object, this is {type(row).__name__}")
     prompt = _messages(row, settings.fields.prompt, settings.system)
     reference = _reference(row, settings.fields.reference)
-    source = Source(settings.dataset or split, split, str(row.get("id") or key), settings.licence)
+    own_key = row.get("id")
+    key = key if own_key is None else _storable(_as_text(own_key))
+    source = Source(settings.dataset or split, split, key, settings.licence)
     return Record(record_id(prompt), prompt, reference=reference, source=source)
 
 
@@ -203,7 +248,7 @@ def _messages(row: dict[str, Any], wanted: str | None, system: str | None) -> li
 
 def _checked_messages(value: Any) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise _BadRowError("empty_prompt" if not value else "wrong_type", "a prompt is text or a list of messages")
+        raise _BadRowError("empty_prompt" if value == [] else "wrong_type", "a prompt is text or a list of messages")
     messages = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
@@ -228,5 +273,5 @@ def _reference(row: dict[str, Any], wanted: str | None) -> str | None:
     value = _first_present(row, wanted, _REFERENCE_NAMES)
     if value is None:
         return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = _as_text(value)
     return None if _has_surrogate(text) else text

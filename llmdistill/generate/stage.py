@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from llmdistill.config import Pipeline
 from llmdistill.engines.base import Completion, Request, Sampling
-from llmdistill.engines.resume import LazyEngine, complete_all, find, model_parts, usage_of
+from llmdistill.engines.resume import LazyEngine, complete_all, completions_of, find, model_parts, usage_of
 from llmdistill.generate.prompts import PromptSet, input_hashes, read_prompts
 from llmdistill.generate.replies import split_reply
 from llmdistill.record import Record, Reject, TeacherInfo
@@ -73,25 +73,27 @@ class _Asker:
         self.sampling = Sampling(
             settings.max_new_tokens, settings.temperature, settings.top_p, settings.repetition_penalty, pipeline.seed
         )
-        self.completions: list[Completion] = []
 
     def ask_all(self, stage: Stage, asked: Parts) -> Manifest:
         started = time.monotonic()
+        shards = list(read_shards(self.pipeline.run_path, "prompts"))
+        completions: dict[int, list[Completion]] = {}
 
         def work(index: int, records: list[Record]) -> Outcome:
             with stage.journal(asked, index) as journal:
                 requests = [self._request(record) for record in records]
                 found = complete_all(requests, journal, self.engine.get, "generate")
-            self.completions.extend(found.values())
+            completions[index] = list(found.values())
             return self._outcome(records, found)
 
-        counts = stage.run_shards(list(read_shards(self.pipeline.run_path, "prompts")), work)
-        return stage.finish(counts, usage_of(self.completions, time.monotonic() - started))
+        counts = stage.run_shards(shards, work)
+        for index in set(range(len(shards))) - set(completions):
+            completions[index] = completions_of(stage, asked, index, (record.id for record in shards[index]))
+        used = (completion for found in completions.values() for completion in found)
+        return stage.finish(counts, usage_of(used, time.monotonic() - started))
 
     def _request(self, record: Record) -> Request:
-        *earlier, last = record.prompt
-        messages = earlier + self.template.messages(prompt=last["content"])
-        return Request(record.id, messages, self.sampling, prefill=self.template.prefill)
+        return Request(record.id, self.template.ask(record.prompt), self.sampling, prefill=self.template.prefill)
 
     def _outcome(self, records: list[Record], found: dict[str, Completion]) -> Outcome:
         outcome = Outcome()

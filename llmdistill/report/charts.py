@@ -30,6 +30,7 @@ _NUM_BINS = 30
 _MAX_STEPS = 600
 _SHAPES = {"svg", "g", "path", "text", "tspan"}
 _ATTRIBUTES = {"d", "style", "transform", "viewBox", "x", "y"}
+_FONT_FAMILY = re.compile(r"font-family:[^;]*;\s*")
 _DIGITS = re.compile(r"(-?\d+\.\d)\d+")
 
 
@@ -70,7 +71,9 @@ def _lengths(data: RunData) -> Chart | None:
     if not len(data.tokens_all):
         return None
     most = int(max(data.tokens_all.max(), data.tokens_chosen.max(initial=0)))
-    edges = np.linspace(0, most + 1, min(_NUM_BINS, most + 1) + 1)
+    # Bins of whole tokens: others hold now more, now fewer of the whole numbers, and look like a comb.
+    width = most // _NUM_BINS + 1
+    edges = np.arange(0, most + width + 1, width)
     generated, chosen = (np.histogram(tokens, edges)[0] for tokens in (data.tokens_all, data.tokens_chosen))
 
     def draw(axes: Axes) -> None:
@@ -183,7 +186,7 @@ def _dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axes.get_xlabel() == "training step"))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=axes.get_ylabel() == "records"))
     for artist in (*axes.lines, *axes.patches, *axes.xaxis.get_gridlines(), *axes.yaxis.get_gridlines()):
         artist.set_clip_on(False)
@@ -206,7 +209,7 @@ def _reduce(element: ET.Element) -> None:
     element.attrib = {_local(key): value for key, value in element.attrib.items() if _local(key) in _ATTRIBUTES}
     if "style" in element.attrib:
         element.set("style", _themed(element.attrib["style"]))
-    for key in ("d", "transform"):
+    for key in ("d", "transform", "x", "y"):
         if key in element.attrib:
             element.set(key, _DIGITS.sub(r"\1", " ".join(element.attrib[key].split())))
     if element.tag != "text" and element.tag != "tspan":
@@ -224,6 +227,8 @@ def _local(name: str) -> str:
 
 
 def _themed(style: str) -> str:
+    """The page's colours and font in place of matplotlib's."""
+    style = _FONT_FAMILY.sub("", style)
     for colour, variable in _COLOURS.items():
         style = style.replace(colour, f"var({variable})")
     return style

@@ -85,7 +85,7 @@ def _cell(row: Mapping[str, Any], measure: _Measure) -> Cell:
     mean, low, high = _interval(row.get(measure.key))
     if mean is None:
         return Cell(MISSING)
-    if low is None or high is None:
+    if low is None or high is None or low == high:
         return Cell(measure.form(mean))
     return Cell(measure.form(mean), f"{measure.form(low)} to {measure.form(high)}")
 

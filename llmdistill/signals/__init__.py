@@ -18,5 +18,8 @@ class TeacherSignal(Protocol):
     """The teacher's distribution over the student's vocabulary."""
 
     def logits(self, batch: AlignedBatch, record_ids: list[str]) -> torch.Tensor:
-        """Teacher logits at the batch's target positions: [rows, targets, shared vocabulary]."""
+        """Teacher logits at the batch's target positions: [rows, targets, shared vocabulary].
+
+        The batch holds the prompts as the teacher was asked; its targets are those of the student's batch.
+        """
         ...

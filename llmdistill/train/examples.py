@@ -7,11 +7,12 @@ included; whatever the chat template puts after that is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmdistill.engines.models import render_prompt
 from llmdistill.record import Record
+from llmdistill.templates import TeacherTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One record as token ids: no loss on `prompt`, loss on every token of `target`."""
+    """One record as token ids: no loss on `prompt`, loss on every token of `target`.
+
+    `teacher_prompt` is the prompt as the teacher was asked, its template included: the
+    student learns to do unasked what the teacher does when asked (context distillation,
+    arXiv 2209.15189). It is empty where the teacher's distribution is not needed.
+    """
 
     record_id: str
     prompt: list[int]
     target: list[int]
+    teacher_prompt: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +42,18 @@ class Unusable:
 
 
 def encode(
-    record: Record, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int], max_length: int
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: Sequence[int],
+    max_length: int,
+    template: TeacherTemplate | None = None,
 ) -> Example | Unusable:
     """Render a record through the chat template.
 
     Args:
         end_tokens: ids that end the assistant's turn; the first is used where the template has none.
         max_length: longest sequence, prompt and target together, in tokens.
+        template: how the teacher was asked, where its distribution is to be learned.
     """
     prompt = render_prompt(tokenizer, record.prompt)
     messages = [*record.prompt, *record.completion]
@@ -53,7 +65,8 @@ def encode(
         return Unusable("template_ate_text", "the chat template removes part of the answer (a <think> block?)")
     if len(prompt) + len(target) > max_length:
         return Unusable("too_long_to_train", f"{len(prompt) + len(target):,} tokens, train.max_length {max_length:,}")
-    return Example(record.id, prompt, target)
+    teacher_prompt = render_prompt(tokenizer, template.ask(record.prompt)) if template else []
+    return Example(record.id, prompt, target, teacher_prompt)
 
 
 def _until_end(target: list[int], end_tokens: Sequence[int]) -> list[int]:

@@ -29,34 +29,40 @@ from llmdistill.run.files import sync_dir, writing
 from llmdistill.run.manifest import Counts, Manifest
 from llmdistill.run.progress import progress
 from llmdistill.run.stage import Stage, begin, inputs_of, read_shards
+from llmdistill.templates import TeacherTemplate, load_template
 from llmdistill.train.examples import Example, Unusable, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-_CALIBRATION = 16
+CALIBRATION = 16
 """Examples on which layers are chosen."""
 
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Train the student on the curated records."""
     teacher = find(pipeline.teacher)
+    template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
     parts: Parts = {
         **flatten(pipeline.train.digest_view(), "train."),
         **flatten(pipeline.student.digest_view(), "student."),
         **model_parts("teacher", pipeline.teacher, teacher),
         **_student_parts(pipeline),
-        "train.seed": pipeline.seed,
+        "generate.template_sha256": template_hash,
+        "train.seed": pipeline.train_seed,
         **inputs_of(pipeline.run_path, "curate"),
     }
     stage = begin(pipeline.run_path, "train", parts, guard=("train.", "student."), fresh=fresh)
     if isinstance(stage, Manifest):
+        shutil.rmtree(pipeline.run_path / "train" / "checkpoints", ignore_errors=True)
         return stage
     records = [record for shard in read_shards(pipeline.run_path, "curate") for record in shard]
     untrained = _untrained_student(pipeline, teacher, stage.dir, records)
     tokenizer = load_tokenizer(untrained)
     model = load_model(untrained, weights_dtype(pipeline.train), pipeline.train.device)
-    examples, rejects = encode_all(records, tokenizer, end_token_ids(model, tokenizer), pipeline.train.max_length)
+    wanted = template if pipeline.train.method == "kd" else None
+    ends = end_token_ids(model, tokenizer)
+    examples, rejects = encode_all(records, tokenizer, ends, pipeline.train.max_length, wanted)
     reasons = stage.write_rejects(rejects)
     if not examples:
         raise RejectsError(f"no record can be trained on ({reasons})", where=stage.dir, do="raise train.max_length")
@@ -64,7 +70,10 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     counts = Counts(len(records), len(examples), len(rejects), reasons=reasons)
     metrics = {"history": history, "target_tokens": sum(len(example.target) for example in examples)}
     weights = sorted((stage.dir / "student").glob("*.safetensors"))
-    return stage.finish(counts, metrics=metrics, more_outputs=weights)
+    manifest = stage.finish(counts, metrics=metrics, more_outputs=weights)
+    # Not before: a kill between the last step and the manifest must not cost the training.
+    shutil.rmtree(stage.dir / "checkpoints", ignore_errors=True)
+    return manifest
 
 
 def weights_dtype(settings: Train) -> str:
@@ -78,12 +87,16 @@ def _student_parts(pipeline: Pipeline) -> Parts:
 
 
 def encode_all(
-    records: list[Record], tokenizer: PreTrainedTokenizerBase, end_tokens: list[int], max_length: int
+    records: list[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: list[int],
+    max_length: int,
+    template: TeacherTemplate | None = None,
 ) -> tuple[list[Example], list[Reject]]:
     """Examples of all records that can be trained on, and the others as rejects."""
     examples, rejects = [], []
     for record in records:
-        encoded = encode(record, tokenizer, end_tokens, max_length)
+        encoded = encode(record, tokenizer, end_tokens, max_length, template)
         if isinstance(encoded, Unusable):
             rejects.append(Reject(record, "train", encoded.reason, encoded.detail))
         else:
@@ -116,7 +129,7 @@ def _cut_student(
     tokenizer = load_tokenizer(teacher)
     model = load_model(teacher, weights_dtype(pipeline.train), pipeline.train.device)
     ends = end_token_ids(model, tokenizer)
-    examples, _ = encode_all(records[:_CALIBRATION], tokenizer, ends, pipeline.train.max_length)
+    examples, _ = encode_all(records[:CALIBRATION], tokenizer, ends, pipeline.train.max_length)
     if not examples:
         raise RejectsError("no record fits train.max_length", where=pipeline.run_path, do="raise train.max_length")
     rows = [example.prompt + example.target for example in examples]
@@ -137,15 +150,14 @@ def _train(
     from llmdistill.train.checkpoints import MarkComplete, ShowProgress, latest_complete
 
     checkpoints = stage.dir / "checkpoints"
-    trained = _with_lora(model, pipeline.train.lora, pipeline.seed) if pipeline.train.lora else model
-    trainer = _trainer(pipeline, teacher, trained, tokenizer, examples, checkpoints)
+    trained = _with_lora(model, pipeline.train.lora, pipeline.train_seed) if pipeline.train.lora else model
     start = latest_complete(checkpoints)
     with quiet_libraries(), writing(checkpoints), progress("train", _num_steps(pipeline, len(examples))) as bar:
+        trainer = _trainer(pipeline, teacher, trained, tokenizer, examples, checkpoints)
         trainer.add_callback(MarkComplete())
         trainer.add_callback(ShowProgress(bar))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     _save_student(trainer, pipeline, tokenizer, stage.dir)
-    shutil.rmtree(checkpoints, ignore_errors=True)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -167,11 +179,11 @@ def _trainer(
 
     settings = pipeline.train
     if settings.method == "sft":
-        return sft_trainer(model, tokenizer, examples, settings, checkpoints, pipeline.seed)
+        return sft_trainer(model, tokenizer, examples, settings, checkpoints, pipeline.train_seed)
     from llmdistill.signals.online import OnlineTeacher
 
     signal = OnlineTeacher.open(teacher, model, tokenizer, pipeline.teacher.dtype, settings.device)
-    return kd_trainer(model, tokenizer, examples, signal, settings, checkpoints, pipeline.seed)
+    return kd_trainer(model, tokenizer, examples, signal, settings, checkpoints, pipeline.train_seed)
 
 
 def _with_lora(model: PreTrainedModel, settings: Lora, seed: int) -> Any:

@@ -5,7 +5,6 @@ Both see the same examples in the same order under the same seed; only the loss 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,7 @@ def sft_trainer(
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    return SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
 class KDTrainer(Trainer):
@@ -97,7 +94,7 @@ class KDTrainer(Trainer):
     ) -> tuple[list[Any], torch.Tensor]:
         """The micro-batches of one optimiser step, and how many targets they hold on all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(batch["aligned"].num_targets for batch in batches), device=device)
+        count = torch.tensor(sum(batch["student"].num_targets for batch in batches), device=device)
         return batches, self.accelerator.reduce(count, "sum")
 
     def _prepare_input(self, data: Any) -> Any:
@@ -111,10 +108,10 @@ class KDTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Sum of the per-token losses over the number of targets of the whole optimiser step."""
-        batch, record_ids = inputs["aligned"], inputs["record_ids"]
+        batch, record_ids = inputs["student"], inputs["record_ids"]
         wanted = batch.labels != IGNORED
         student_logits = target_logits(model, batch)[wanted]
-        teacher_logits = self.teacher.logits(batch, record_ids)[wanted]
+        teacher_logits = self.teacher.logits(inputs["teacher"], record_ids)[wanted]
         per_token = mixed(
             student_logits,
             teacher_logits,
@@ -142,9 +139,13 @@ def kd_trainer(
     """Logit distillation on the teacher's distribution over the examples."""
 
     def collate(batch: list[Example]) -> dict[str, Any]:
-        prompts, targets = [example.prompt for example in batch], [example.target for example in batch]
-        aligned = align(prompts, targets, tokenizer.pad_token_id)
-        return {"aligned": aligned, "record_ids": [example.record_id for example in batch]}
+        targets = [example.target for example in batch]
+        asked = [example.teacher_prompt or example.prompt for example in batch]
+        return {
+            "student": align([example.prompt for example in batch], targets, tokenizer.pad_token_id),
+            "teacher": align(asked, targets, tokenizer.pad_token_id),
+            "record_ids": [example.record_id for example in batch],
+        }
 
     return KDTrainer(
         model,
