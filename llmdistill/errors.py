@@ -87,8 +87,11 @@ class BusyError(LlmdistillError):
     exit_code = 75
 
 
-class Interrupted(LlmdistillError):
-    """A signal asked the process to stop; the run is consistent."""
+class Interrupted(BaseException):
+    """A signal asked the process to stop; the run is consistent.
+
+    Not an `Exception`: a library's `except Exception` must not swallow it.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
@@ -98,6 +101,7 @@ class Interrupted(LlmdistillError):
 _DISK_REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again"),
+    errno.EFBIG: ("the file may not grow that large here (ulimit -f)", "raise the limit, then run the same command again"),
     errno.EROFS: ("the file system is read-only", "choose a writable run directory with --set run_dir=..."),
     errno.EACCES: ("no permission to write here", "choose a writable run directory with --set run_dir=..."),
     errno.EPERM: ("no permission to write here", "choose a writable run directory with --set run_dir=..."),
@@ -110,6 +114,6 @@ _DISK_REASONS = {
 def disk_error(error: OSError, path: str | Path, num_bytes: int | None = None) -> DiskError:
     """Translate an OSError met while writing `path` (needing `num_bytes`) into one clear line."""
     what, advice = _DISK_REASONS.get(error.errno or 0, (error.strerror or str(error), "see the system's message"))
-    if num_bytes is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if num_bytes is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what += f" ({num_bytes:,} bytes were to be written)"
     return DiskError(what, where=path, do=advice)

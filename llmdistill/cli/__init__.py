@@ -46,9 +46,11 @@ def _exit_code() -> int:
         return result if isinstance(result, int) else 0
     except LlmdistillError as error:
         _say_error(str(error))
-        if isinstance(error, Interrupted):
-            print(f"to go on: {shlex.join(['llmdistill', *sys.argv[1:]])}", file=sys.stderr)
         return error.exit_code
+    except Interrupted as stop:
+        _say_error(str(stop))
+        print(f"to go on: {shlex.join(['llmdistill', *sys.argv[1:]])}", file=sys.stderr)
+        return stop.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

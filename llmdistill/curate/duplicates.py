@@ -19,16 +19,16 @@ _MISSES = 1e-3
 def normalise(text: str) -> str:
     """Text without what does not change its meaning: case, width, spacing, punctuation.
 
-    Symbols stay (`2+2`, emoji), and so does punctuation before a digit (`12/3`, `3.14`, `-5`).
+    Symbols stay (`2+2`, emoji), and so do the marks of arithmetic before a digit (`12/3`, `3.14`, `-5`).
+    Hangul becomes its letters, else a particle would weigh as much as a word.
     """
-    folded = "".join(unicodedata.normalize("NFKC", text).casefold().split())
-    following = folded[1:] + " "
-    return "".join(mark for mark, after in zip(folded, following, strict=True) if _has_meaning(mark, after))
+    folded = "".join(unicodedata.normalize("NFKD", text).casefold().split())
+    following = [*folded[1:], ""]
+    return "".join(mark for mark, after in zip(folded, following, strict=False) if _has_meaning(mark, after))
 
 
 def _has_meaning(mark: str, after: str) -> bool:
-    kind = unicodedata.category(mark)[0]
-    return kind in "LNMS" or (kind == "P" and after.isdigit())
+    return unicodedata.category(mark)[0] in "LNMS" or (mark in "*/-.:" and after.isdigit())
 
 
 def shingles(text: str) -> frozenset[str]:

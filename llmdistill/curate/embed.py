@@ -24,7 +24,8 @@ def tfidf(texts: Sequence[str], seed: int) -> np.ndarray:
     size = min(DIMENSIONS, matrix.shape[0] - 1, matrix.shape[1] - 1)
     if size < 1:
         return np.ones((len(texts), 1))
-    return unit(TruncatedSVD(size, random_state=seed).fit_transform(matrix))
+    with np.errstate(invalid="ignore"):  # equal texts: sklearn also works out a share of no variance
+        return unit(TruncatedSVD(size, random_state=seed).fit_transform(matrix))
 
 
 def hidden_states(texts: Sequence[str], source: ModelSource) -> np.ndarray:

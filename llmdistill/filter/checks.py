@@ -117,7 +117,7 @@ def wrong_language(record: Record, language: str) -> str | None:
     if language == "ko" and _share(answer, _HANGUL) < 0.2 <= _share(prompt, _HANGUL):
         return f"{_share(answer, _HANGUL):.0%} of the letters are Hangul"
     other = 1.0 - _share(answer, _LATIN)
-    if language == "en" and other > 0.2 and _share(prompt, _LATIN) > 0.95:
+    if language == "en" and other > 0.2 and (not prompt or _share(prompt, _LATIN) > 0.95):
         return f"{other:.0%} of the letters are not Latin"
     return None
 

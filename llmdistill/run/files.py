@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file of the run directory; a damaged one is a `DamagedError`."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"not readable as JSON ({error})", where=path, do="restore or remove the file") from error
 
 

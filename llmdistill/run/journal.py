@@ -2,12 +2,13 @@
 
 A row counts as done once it is on disk. Rows are written whole and synced in
 groups of at most 32 rows or half a second, so a kill costs at most one group.
-On open a torn last line is cut off; a damaged line in the middle is set aside
-in `<name>.damaged` and its work is owed again.
+On open a torn last line is cut off; a damaged line in the middle is moved to
+`<name>.damaged` and its work is owed again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.run.failpoint import failpoint
-from llmdistill.run.files import make_dir, writing
+from llmdistill.run.files import make_dir, sync_dir, write_bytes, writing
+from llmdistill.run.progress import say
 
 GROUP_ROWS = 32
 GROUP_SECONDS = 0.5
@@ -27,16 +29,20 @@ class Journal:
 
     Args:
         path: the .jsonl file; created when missing, repaired when torn.
+
+    Attributes:
+        num_damaged: damaged lines that opening it has set aside.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.num_damaged = 0
         make_dir(path.parent)
         self._rows, good_bytes = self._load()
         with writing(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             os.ftruncate(self._file, good_bytes)
-            os.lseek(self._file, good_bytes, os.SEEK_SET)
+            sync_dir(path.parent)
         self._size = good_bytes
         self._waiting: list[bytes] = []
         self._lock = threading.RLock()
@@ -53,21 +59,29 @@ class Journal:
         with writing(self.path):
             data = self.path.read_bytes()
         good = data[: data.rfind(b"\n") + 1]
-        damaged = []
-        for line in good.split(b"\n")[:-1]:
+        whole, damaged = [], []
+        for line in (line + b"\n" for line in good.split(b"\n")[:-1]):
             row = _parse(line)
             if row is None:
-                damaged.append(line + b"\n")
+                damaged.append(line)
             else:
+                whole.append(line)
                 rows.setdefault(row["key"], row)
         if damaged:
-            self._set_aside(b"".join(damaged))
+            self._set_aside(damaged)
+            good = b"".join(whole)
+            write_bytes(self.path, good)
         return rows, len(good)
 
-    def _set_aside(self, lines: bytes) -> None:
+    def _set_aside(self, lines: list[bytes]) -> None:
         copy = self.path.with_suffix(".damaged")
-        with writing(copy):
-            copy.write_bytes(lines)
+        with writing(copy), open(copy, "ab") as handle:
+            handle.writelines(lines)
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.num_damaged = len(lines)
+        count = f"{len(lines):,} damaged line{'s' if len(lines) > 1 else ''}"
+        say(f"{self.path}: {count} moved to {copy.name}; what they held is done over")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -103,13 +117,13 @@ class Journal:
             data = b"".join(self._waiting)
             try:
                 with writing(self.path, len(data)):
-                    _write_all(self._file, data)
+                    _write_all(self._file, data, self._size)
                     failpoint("journal.after_write")
                     os.fsync(self._file)
                     failpoint("journal.after_sync")
             except BaseException:
-                os.ftruncate(self._file, self._size)
-                os.lseek(self._file, self._size, os.SEEK_SET)
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    os.ftruncate(self._file, self._size)
                 raise
             self._size += len(data)
             self._waiting.clear()
@@ -149,7 +163,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("key"), str) else None
 
 
-def _write_all(handle: int, data: bytes) -> None:
+def _write_all(handle: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(handle, view) :]
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written

@@ -72,13 +72,19 @@ def read_manifest(stage_dir: Path) -> Manifest | None:
     if not path.exists():
         return None
     values = read_json(path)
-    if values.get("schema_version") != SCHEMA_VERSION:
-        found = values.get("schema_version")
+    if not isinstance(values, dict) or "schema_version" not in values:
+        raise DamagedError("this is no manifest", where=path, do="remove it and run the same command again")
+    found = values["schema_version"]
+    if found != SCHEMA_VERSION:
         message = f"made under schema {found}, this version reads schema {SCHEMA_VERSION}"
         raise DamagedError(message, where=path, do="start a new run with --set name=...")
-    values["counts"] = Counts(**values["counts"])
-    values["usage"] = Usage(**values["usage"])
-    return Manifest(**values)
+    try:
+        values["counts"] = Counts(**values["counts"])
+        values["usage"] = Usage(**values["usage"])
+        return Manifest(**values)
+    except (KeyError, TypeError) as error:
+        advice = "remove it and run the same command again"
+        raise DamagedError(f"this manifest is not whole ({error})", where=path, do=advice) from error
 
 
 def package_versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmdistill.errors import ChangedError, StageError
+from llmdistill.errors import ChangedError, DamagedError, StageError
 from llmdistill.record import REJECT_SCHEMA, Record, Reject, from_row, rejects_to_table, to_table
 from llmdistill.run.digest import Parts, differences, digest_of
 from llmdistill.run.failpoint import failpoint
@@ -63,7 +63,7 @@ class Stage:
         """Apply `work` to every shard that is not finished yet; each result appears atomically."""
         for index, records in enumerate(shards):
             part = part_path(self.dir, index)
-            if not part.exists():
+            if not part.exists() or not self._rejects_known(index):
                 outcome = work(index, records)
                 self._check_shard(index, records, outcome)
                 write_table(self._rejects_path(index), rejects_to_table(outcome.rejected))
@@ -78,6 +78,9 @@ class Stage:
         if came_in != went_out:
             missing, extra = list(came_in - went_out)[:3], list(went_out - came_in)[:3]
             raise StageError(f"shard {index} of {self.name} lost {missing} and gained {extra}", where=self.dir)
+
+    def _rejects_known(self, index: int) -> bool:
+        return (self.dir / REJECTS).exists() or self._rejects_path(index).exists()
 
     def _rejects_path(self, index: int) -> Path:
         return self.dir / _WORKING / f"rejects-{index:05d}.parquet"
@@ -158,17 +161,24 @@ def _outputs_present(stage_dir: Path, manifest: Manifest) -> bool:
 
 
 def _move_aside(stage_dir: Path) -> None:
-    """Move a stage's results, but not its journals, to `<stage>.previous`."""
+    """Move a stage's results, but not its journals, to `<stage>.previous`. After a kill, the next call goes on."""
     previous = stage_dir.with_name(stage_dir.name + ".previous")
+    moving = stage_dir.with_name(stage_dir.name + ".moving")
     with writing(previous):
-        shutil.rmtree(previous, ignore_errors=True)
-        previous.mkdir()
         # The manifest goes first: a kill half-way must not leave a stage that looks finished.
-        names = sorted(stage_dir.iterdir(), key=lambda path: path.name != FILE_NAME)
-        for path in names:
-            if path.name not in ("journal", _BEGUN):
-                path.rename(previous / path.name)
-        (stage_dir / _BEGUN).rename(previous / _BEGUN)
+        results = sorted(stage_dir.iterdir(), key=lambda path: path.name != FILE_NAME)
+        results = [path for path in results if path.name not in ("journal", _BEGUN)]
+        if not results and not moving.exists():
+            return
+        moving.mkdir(exist_ok=True)
+        if not (moving / _BEGUN).exists():
+            shutil.copyfile(stage_dir / _BEGUN, moving / _BEGUN)
+        for path in results:
+            if (moving / path.name).is_dir():
+                shutil.rmtree(moving / path.name)
+            path.rename(moving / path.name)
+        shutil.rmtree(previous, ignore_errors=True)
+        moving.rename(previous)
 
 
 def part_path(stage_dir: Path, index: int) -> Path:
@@ -192,13 +202,35 @@ def write_part(stage: Stage, index: int, records: list[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Records of one Parquet file of a stage."""
+    """Records of one Parquet file of a finished stage.
+
+    Raises:
+        DamagedError: the file is not what the stage wrote.
+    """
+    manifest = read_manifest(path.parent)
+    wrong = None
+    if not path.exists():
+        wrong = "this result is missing"
+    elif manifest and manifest.outputs.get(path.name) not in (None, sha256_of(path)):
+        wrong = f"this is not what {path.parent.name} wrote"
+    if wrong:
+        advice = f"remove it and run llmdistill {_command_of(path.parent.name)} again"
+        raise DamagedError(wrong, where=path, do=advice)
     return [from_row(row) for row in read_table(path).to_pylist()]
 
 
+def _command_of(name: str) -> str:
+    """The command that makes a stage's results; that of `prompts` is `generate`."""
+    return "generate" if name == "prompts" else name
+
+
 def read_shards(run_dir: Path, name: str) -> Iterator[list[Record]]:
-    """Records of a finished stage, one list per shard."""
-    for path in part_paths(run_dir / name):
+    """Records of a finished stage, one list per shard; a missing one is a `DamagedError`."""
+    manifest = read_manifest(run_dir / name)
+    paths = part_paths(run_dir / name)
+    if manifest:
+        paths = [run_dir / name / file for file in sorted(manifest.outputs) if file.startswith("part-")]
+    for path in paths:
         yield read_records(path)
 
 
@@ -212,6 +244,6 @@ def inputs_of(run_dir: Path, *names: str) -> Parts:
     for name in names:
         manifest = read_manifest(run_dir / name)
         if manifest is None:
-            raise StageError(f"{name} is not finished yet", where=run_dir, do=f"run llmdistill {name} first")
+            raise StageError(f"{name} is not finished yet", where=run_dir, do=f"run llmdistill {_command_of(name)} first")
         parts[f"input.{name}"] = digest_of(manifest.outputs)
     return parts

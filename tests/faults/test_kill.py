@@ -40,7 +40,7 @@ WALK = (
     ("engine.after_answer:2", "evaluate"),
     ("evaluate.after_record:2", "evaluate"),
     ("stage.before_manifest:1", "evaluate"),
-    ("files.before_replace:2", "report"),
+    ("files.before_replace:6", "report"),
 )
 """Commit boundaries in the order a run meets them, and the stage each kill falls into."""
 

@@ -1,0 +1,101 @@
+"""The stage `curate` on real records: order changes nothing, copies and held-out prompts go, every row says why."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from datasets import load_dataset
+
+from llmdistill.config import Curate
+from llmdistill.curate.stage import run
+from llmdistill.errors import RejectsError, StageError
+from llmdistill.run.files import read_table
+from llmdistill.run.stage import read_records, read_shards
+from tests.runs import answered, finish_stage, pipeline
+from tests.tiny import PROMPTS
+
+TEXTS = [json.loads(line)["prompt"] for line in PROMPTS.read_text("utf-8").split("\n") if line][:80]
+RECORDS = [answered(text, f"Answer {number}.", score=1.0 + number % 4) for number, text in enumerate(TEXTS)]
+RECORDS += [answered(text.upper() + " !!", score=2.5) for text in TEXTS[:10]]
+HELD_OUT = [answered(TEXTS[70].lower()), answered("Nothing like the others at all, 완전히 다른 것")]
+
+
+def curated(folder, records, shard_size=1000, **settings):
+    shards = [records[start : start + shard_size] for start in range(0, len(records), shard_size)]
+    finish_stage(folder, "prompts", [], held_out=HELD_OUT)
+    finish_stage(folder, "filter", shards)
+    manifest = run(pipeline(folder, curate=Curate(**settings)))
+    return manifest, folder / "curate"
+
+
+@pytest.mark.parametrize("method", ["cluster", "top_score", "random"])
+def test_the_order_of_the_input_changes_no_byte_of_the_output(tmp_path, method):
+    orders = [(RECORDS, 1000), (RECORDS[::-1], 17), (random.Random(3).sample(RECORDS, len(RECORDS)), 5)]
+    outputs = set()
+    for number, (records, shard_size) in enumerate(orders):
+        manifest, _ = curated(tmp_path / str(number), records, shard_size, select=method, size=20)
+        outputs.add(json.dumps(manifest.outputs, sort_keys=True))
+    assert len(outputs) == 1
+
+
+def test_copies_and_held_out_prompts_go_and_each_names_its_original(tmp_path):
+    manifest, folder = curated(tmp_path, RECORDS)
+    assert manifest.counts.reasons == {"near_duplicate": 10, "near_held_out": 1}
+    rows = read_table(folder / "rejects.parquet").to_pylist()
+    ids = {record.id: record for record in [*RECORDS, *HELD_OUT]}
+    for row in rows:
+        original = ids[row["selection"]["duplicate_of"]]
+        assert row["selection"]["kept"] is False and row["selection"]["reason"] == row["reject"]["reason"]
+        assert original.question.casefold()[:20] == row["prompt"][0]["content"].casefold()[:20]
+
+
+def test_of_two_copies_the_better_judged_one_is_kept(tmp_path):
+    text = TEXTS[0]
+    for folder, scores in (("a", (1.0, 4.0)), ("b", (4.0, 1.0))):
+        pair = [answered(text, score=scores[0]), answered(text + " ?", score=scores[1])]
+        _, stage = curated(tmp_path / folder, pair)
+        assert [record.score for record in read_records(stage / "part-00000.parquet")] == [4.0]
+
+
+def test_every_record_is_kept_or_dropped_once_with_rank_or_reason(tmp_path):
+    manifest, folder = curated(tmp_path, RECORDS, size=20)
+    kept = [record for shard in read_shards(tmp_path, "curate") for record in shard]
+    dropped = read_table(folder / "rejects.parquet").to_pylist()
+    assert [record.selection.rank for record in kept] == list(range(20))
+    assert sorted([r.id for r in kept] + [row["id"] for row in dropped]) == sorted(r.id for r in RECORDS)
+    assert manifest.counts.reasons["not_selected"] == 90 - 11 - 20
+    assert all(row["selection"]["kept"] is False and row["reject"]["detail"] for row in dropped)
+
+
+@pytest.mark.parametrize("method", ["cluster", "top_score", "random"])
+@pytest.mark.parametrize("size", [1, 5, 500, None])
+@pytest.mark.parametrize("records", [RECORDS[:1], RECORDS[:6]], ids=["one row", "six rows"])
+def test_a_size_over_the_number_of_records_keeps_all(tmp_path, method, size, records):
+    manifest, _ = curated(tmp_path, records, select=method, size=size)
+    assert manifest.counts.kept == min(size or len(records), len(records))
+
+
+def test_switched_off_nothing_is_a_copy(tmp_path):
+    manifest, _ = curated(tmp_path, RECORDS, near_duplicates=None, near_held_out=None)
+    assert (manifest.counts.kept, manifest.counts.rejected) == (len(RECORDS), 0)
+
+
+def test_no_record_to_choose_from_is_exit_code_3(tmp_path):
+    with pytest.raises(RejectsError) as caught:
+        curated(tmp_path, [])
+    assert caught.value.exit_code == 3
+
+
+def test_without_a_finished_filter_it_says_what_to_run(tmp_path):
+    finish_stage(tmp_path, "prompts", [], held_out=[])
+    with pytest.raises(StageError, match="run llmdistill filter first"):
+        run(pipeline(tmp_path))
+
+
+def test_output_and_rejects_are_read_by_datasets(tmp_path):
+    _, folder = curated(tmp_path, RECORDS, size=20)
+    for name, rows in (("part-00000.parquet", 20), ("rejects.parquet", 70)):
+        read = load_dataset("parquet", data_files=str(folder / name), split="train", cache_dir=str(tmp_path / "cache"))
+        assert read.num_rows == rows
