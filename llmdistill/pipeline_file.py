@@ -172,7 +172,10 @@ def _reason(problem: Any) -> str:
 
 
 def _nearest_key(keys: tuple[str, ...]) -> str | None:
-    """Nearest valid key to an unknown one, looked for in its own section, then everywhere."""
+    """Where an unknown key belongs, else the nearest one of its own section, else of all."""
+    dotted = {key.split(".")[-1]: key for key in reversed(all_keys())}
+    if keys[-1] in dotted:
+        return f"did you mean {dotted[keys[-1]]}?"
     section: type[BaseModel] | None = Pipeline
     for key in keys[:-1]:
         field = section.model_fields.get(key) if section else None
@@ -181,7 +184,6 @@ def _nearest_key(keys: tuple[str, ...]) -> str | None:
         close = difflib.get_close_matches(keys[-1], list(section.model_fields), n=1, cutoff=0.5)
         if close:
             return f"did you mean {'.'.join((*keys[:-1], close[0]))}?"
-    dotted = {key.split(".")[-1]: key for key in reversed(all_keys())}
     close = difflib.get_close_matches(keys[-1], list(dotted), n=1, cutoff=0.5)
     return f"did you mean {dotted[close[0]]}?" if close else None
 

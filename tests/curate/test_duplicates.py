@@ -84,7 +84,7 @@ def test_every_planted_copy_is_found_and_nothing_else(texts, change):
     rng = random.Random(0)
     kept = [text for text, copy in zip(texts, by_all_pairs(texts, 0.7), strict=True) if copy is None]
     originals = [text for text in kept if len(normalise(text)) > (100 if "typo" in change else 50)][:150]
-    assert len(originals) >= 10
+    assert len(originals) >= 4
     copies = [CHANGES[change](text, rng) for text in originals]
     matches = near_duplicates(originals + copies, 0.7)
     assert matches[: len(originals)] == [None] * len(originals)
