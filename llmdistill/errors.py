@@ -101,7 +101,10 @@ class Interrupted(BaseException):
 _DISK_REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again"),
-    errno.EFBIG: ("the file may not grow that large here (ulimit -f)", "raise the limit, then run the same command again"),
+    errno.EFBIG: (
+        "the file may not grow that large here (ulimit -f)",
+        "raise the limit, then run the same command again",
+    ),
     errno.EROFS: ("the file system is read-only", "choose a writable run directory with --set run_dir=..."),
     errno.EACCES: ("no permission to write here", "choose a writable run directory with --set run_dir=..."),
     errno.EPERM: ("no permission to write here", "choose a writable run directory with --set run_dir=..."),

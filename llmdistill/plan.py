@@ -15,6 +15,7 @@ from typing import Any
 
 from llmdistill.config import Pipeline
 from llmdistill.engines.models import ModelSource, local_copy
+from llmdistill.errors import ModelError
 from llmdistill.generate.prompts import PromptSet, read_prompts
 from llmdistill.record import Record
 from llmdistill.run.manifest import read_manifest
@@ -152,9 +153,12 @@ def num_parameters(path: Path) -> int:
     """Parameters of a saved model, from the headers of its safetensors files."""
     total = 0
     for file in path.glob("*.safetensors"):
-        with open(file, "rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        total += sum(_size(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        try:
+            with open(file, "rb") as handle:
+                header = json.loads(handle.read(min(int.from_bytes(handle.read(8), "little"), file.stat().st_size)))
+            total += sum(_size(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError("not readable as safetensors", where=file, do="fetch the model again") from None
     return total
 
 
@@ -167,9 +171,17 @@ def _size(shape: list[int]) -> int:
 
 def _share_kept(path: Path, parameters: int, keep: int) -> int:
     """Parameters that stay when a model keeps some of its layers."""
-    config: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
-    embeddings = config["vocab_size"] * config["hidden_size"] * (1 if config.get("tie_word_embeddings") else 2)
-    return embeddings + (parameters - embeddings) * keep // config["num_hidden_layers"]
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
+        embeddings = config["vocab_size"] * config["hidden_size"] * (1 if config.get("tie_word_embeddings") else 2)
+        num_layers = config["num_hidden_layers"]
+    except (ValueError, KeyError, TypeError):
+        message = "config.json names no vocab_size, hidden_size and num_hidden_layers"
+        raise ModelError(message, where=path, do="use a causal language model, or set student.model") from None
+    if keep > num_layers:
+        message = f"student.keep_layers is {keep}, but the teacher has {num_layers} layers"
+        raise ModelError(message, where=path, do="set a smaller student.keep_layers")
+    return embeddings + (parameters - embeddings) * keep // num_layers
 
 
 def _matrix_rate() -> float | None:

@@ -22,6 +22,8 @@ STAGES = {
 }
 """Where each stage lives; imported when it runs, because most of them need torch."""
 
+NEED_MODELS = {"generate", "filter", "train", "evaluate"}
+
 
 def run_stages(pipeline: Pipeline, names: Sequence[str], *, fresh: bool = False) -> dict[str, Manifest]:
     """Run the named stages in their order; finished ones are skipped. One process at a time.
@@ -32,12 +34,26 @@ def run_stages(pipeline: Pipeline, names: Sequence[str], *, fresh: bool = False)
     """
     manifests = {}
     with locked(pipeline.run_path):
+        if NEED_MODELS & set(names):
+            _find_models(pipeline)
         write_json(make_dir(pipeline.run_path) / "config.json", pipeline.model_dump(mode="json"))
         for name in names:
             before = read_manifest(pipeline.run_path / name)
             manifests[name] = _function_of(name)(pipeline, fresh=fresh)
             say(_summary(manifests[name], done_before=manifests[name] == before))
     return manifests
+
+
+def _find_models(pipeline: Pipeline) -> None:
+    """Find every model that a stage will need, so that a wrong name stops the run before anything is spent."""
+    from llmdistill.engines.models import find_model
+
+    named = [pipeline.teacher, pipeline.filter.judge.model if pipeline.filter.judge else None]
+    wanted = {(model.model, model.revision, model.trust_remote_code) for model in named if model}
+    if pipeline.student.model:
+        wanted.add((pipeline.student.model, pipeline.student.revision, False))
+    for name, revision, trust_remote_code in sorted(wanted, key=str):
+        find_model(name, revision, trust_remote_code)
 
 
 def _function_of(name: str) -> Callable[..., Manifest]:

@@ -45,8 +45,10 @@ BROKEN = {
     "missing key": ("name: x\nprompts: {path: p}\nteacher: {model: m}\n", "the key student is missing -> add it"),
     "missing nested key": (MINIMAL.replace("path: p.jsonl", ""), "x.yaml:2: the key prompts.path is missing"),
     "text for a number": (MINIMAL + "train:\n  epochs: many\n", "x.yaml:6: train.epochs is 'many', but it should be"),
-    "switch for a number": (MINIMAL + "prompts: {}\n".replace("prompts", "train").replace("{}", "{epochs: yes}"),
-                            "x.yaml:5: train.epochs is True, but it is not a switch"),
+    "switch for a number": (
+        MINIMAL + "prompts: {}\n".replace("prompts", "train").replace("{}", "{epochs: yes}"),
+        "x.yaml:5: train.epochs is True, but it is not a switch",
+    ),
     "number for text": (MINIMAL.replace("name: x", "name: 5"), "x.yaml:1: name is 5, but it should be a valid string"),
     "text for a section": (MINIMAL + "train: fast\n", "x.yaml:5: train is 'fast', but it should be"),
     "list for a section": (MINIMAL + "train: [1]\n", "x.yaml:5: train is [1], but it should be"),
@@ -54,18 +56,36 @@ BROKEN = {
         MINIMAL + "train: {lora: {target_modules: 5}}\n",
         "x.yaml:5: train.lora.target_modules is 5, but",
     ),
-    "not one of the choices": (MINIMAL + "train: {method: rl}\n", "x.yaml:5: train.method is 'rl', but it should be 'sft'"),
-    "out of range": (MINIMAL + "generate: {top_p: 1.5}\n", "generate.top_p is 1.5, but it should be less than or equal"),
+    "not one of the choices": (
+        MINIMAL + "train: {method: rl}\n",
+        "x.yaml:5: train.method is 'rl', but it should be 'sft'",
+    ),
+    "out of range": (
+        MINIMAL + "generate: {top_p: 1.5}\n",
+        "generate.top_p is 1.5, but it should be less than or equal",
+    ),
     "below range": (MINIMAL + "seed: -1\n", "x.yaml:5: seed is -1, but it should be greater than or equal to 0"),
     "infinite": (MINIMAL + "train: {learning_rate: .inf}\n", "learning_rate is inf, but it should be a finite number"),
     "not a number": (MINIMAL + "filter: {judge: {min_score: .nan}}\n", "min_score is nan, but it should be a finite"),
-    "both student origins": (MINIMAL.replace("keep_layers: 2", "keep_layers: 2, model: m"), "give either student.model"),
+    "both student origins": (
+        MINIMAL.replace("keep_layers: 2", "keep_layers: 2, model: m"),
+        "give either student.model",
+    ),
     "nothing to learn from": (MINIMAL + "train: {soft_weight: 0, hard_weight: 0}\n", "there is nothing to learn from"),
-    "unpinned remote code": (MINIMAL.replace("model: m", "model: m, trust_remote_code: true"), "needs a pinned revision"),
+    "unpinned remote code": (
+        MINIMAL.replace("model: m", "model: m, trust_remote_code: true"),
+        "needs a pinned revision",
+    ),
     "path in the name": (MINIMAL.replace("name: x", "name: ../x"), "name is '../x', but"),
-    "several problems": (MINIMAL + "a: 1\nb: 2\nc: 3\n", "unknown key a -> see llmdistill init for the keys there are (and 2 more"),
+    "several problems": (
+        MINIMAL + "a: 1\nb: 2\nc: 3\n",
+        "unknown key a -> see llmdistill init for the keys there are (and 2 more",
+    ),
     "duplicate key": (MINIMAL + "name: y\n", "x.yaml:5: the key name stands here twice -> remove one of them"),
-    "duplicate nested key": (MINIMAL + "train:\n  epochs: 1\n  epochs: 2\n", "x.yaml:7: the key epochs stands here twice"),
+    "duplicate nested key": (
+        MINIMAL + "train:\n  epochs: 1\n  epochs: 2\n",
+        "x.yaml:7: the key epochs stands here twice",
+    ),
     "duplicate key in braces": (MINIMAL + "train: {epochs: 1, epochs: 2}\n", "x.yaml:5: the key epochs stands here"),
     "invalid YAML": (MINIMAL + "train: [1, 2\n", "not valid YAML"),
     "tab": (MINIMAL + "train:\n\tepochs: 1\n", "x.yaml:6: not valid YAML"),
@@ -82,9 +102,12 @@ BROKEN = {
     "nested 10k deep": (MINIMAL + "seed: " + "[" * 10_000 + "]" * 10_000, "nested too deep"),
     "anchor that holds itself": (MINIMAL + "train: &t {lora: *t}\n", "x.yaml:5: "),
     "billion laughs": (
-        MINIMAL + "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        MINIMAL
+        + "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(
             f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
-        ) + "seed: *i\n",
+        )
+        + "seed: *i\n",
         "x.yaml:14: seed is [[[",
     ),
 }
@@ -126,7 +149,13 @@ class TestOverrides:
 
     @pytest.mark.parametrize(
         ("override", "value"),
-        [("name=다른 이름", "다른 이름"), ("name=a=b", "a=b"), ("name='123'", "123"), (" name =y", "y"), ("name=a: b: c", "a: b: c")],
+        [
+            ("name=다른 이름", "다른 이름"),
+            ("name=a=b", "a=b"),
+            ("name='123'", "123"),
+            (" name =y", "y"),
+            ("name=a: b: c", "a: b: c"),
+        ],
     )
     def test_the_value_is_read_as_yaml_else_as_text(self, tmp_path, override, value):
         assert load_pipeline(str(write(tmp_path, MINIMAL)), [override]).name == value

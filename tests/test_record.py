@@ -45,10 +45,10 @@ records = st.builds(
     answer=maybe_text,
     reference=maybe_text,
     source=st.builds(Source, maybe_text, maybe_text, maybe_text, maybe_text),
-    teacher=st.none() | st.builds(TeacherInfo, text, maybe_text, text, text, counts, counts, st.none() | st.floats(0, 9)),
+    teacher=st.none()
+    | st.builds(TeacherInfo, text, maybe_text, text, text, counts, counts, st.none() | st.floats(0, 9)),
     verdicts=st.lists(st.builds(Verdict, text, text, st.none() | st.floats(1, 5), text), max_size=3),
-    selection=st.none()
-    | st.builds(Selection, st.booleans(), text, maybe_text, st.none() | counts, st.none() | counts),
+    selection=st.none() | st.builds(Selection, st.booleans(), text, maybe_text, st.none() | counts, st.none() | counts),
     meta=st.dictionaries(text, text, max_size=2).map(json.dumps),
 )
 in_a_folder = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -100,8 +100,6 @@ def test_an_id_is_the_same_in_another_process_and_forever():
     assert record_id([{"role": "user", "content": "가"}]) == "e3b90dcd94244c93649d072bb84033f7"
 
 
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -135,9 +133,7 @@ def test_a_later_columns_are_ignored_and_missing_ones_are_empty():
 
 
 def read_by_datasets(folder: Path, pattern: str) -> Any:
-    return load_dataset(
-        "parquet", data_files=str(folder / pattern), split="train", cache_dir=str(folder / "cache")
-    )
+    return load_dataset("parquet", data_files=str(folder / pattern), split="train", cache_dir=str(folder / "cache"))
 
 
 @pytest.mark.parametrize("kind", ["records", "rejects"])
@@ -150,7 +146,6 @@ def test_datasets_reads_every_kind_of_file_with_its_columns(tmp_path, kind):
     assert [row["prompt"] for row in read] == [PROMPT] * 3
 
 
-@pytest.mark.xfail(strict=True, reason="run.files.write_table gives an empty table a row group, which datasets refuses")
 def test_datasets_reads_shards_of_which_one_is_empty(tmp_path):
     write_table(tmp_path / "part-00000.parquet", to_table([Record("a", PROMPT)]))
     write_table(tmp_path / "part-00001.parquet", to_table([]))

@@ -31,7 +31,8 @@ def test_values_are_put_in_verbatim_in_one_pass(first, second):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": {"b": 1}}', "{% if x %}", "{x}", "{0}", "%s", "$x", "\\1 \\g<0>", "{ {prompt} }", "{{}}", "{{ a.b }}"]
+    "text",
+    ['{"a": {"b": 1}}', "{% if x %}", "{x}", "{0}", "%s", "$x", "\\1 \\g<0>", "{ {prompt} }", "{{}}", "{{ a.b }}"],
 )
 def test_other_braces_and_formats_survive_in_template_and_value(text):
     assert substitute(f"{text} {{{{ prompt }}}}", {"prompt": text}) == f"{text} {text}"

@@ -1,4 +1,4 @@
-"""A real causal language model small enough to be killed twenty times: 4 layers, trained tokenizer, own chat template."""
+"""A real causal language model small enough to be killed twenty times: 4 layers, own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ TEMPLATE = (
 )
 
 
-def save_tiny_model(folder: Path, num_layers: int = 4, seed: int = 0, vocab_size: int = 600) -> Path:
+def save_tiny_model(
+    folder: Path, num_layers: int = 4, seed: int = 0, vocab_size: int = 600, context: int = 512
+) -> Path:
     """Save model and tokenizer into `folder`; the same arguments give the same model."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -38,7 +40,7 @@ def save_tiny_model(folder: Path, num_layers: int = 4, seed: int = 0, vocab_size
         num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,

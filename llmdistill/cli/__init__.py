@@ -41,7 +41,7 @@ def main() -> None:
 def _exit_code() -> int:
     try:
         with stopping_in_order():
-            result: Any = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+            result: Any = app(sys.argv[1:] or ["--help"], prog_name="llmdistill", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except LlmdistillError as error:

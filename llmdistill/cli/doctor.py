@@ -10,9 +10,7 @@ from llmdistill.cli.options import AsJson, print_json
 
 
 def doctor(
-    pipeline: Annotated[
-        str | None, typer.Argument(metavar="[PIPELINE]", help="Check this pipeline's needs too.")
-    ] = None,
+    pipeline: Annotated[str | None, typer.Argument(metavar="PIPELINE", help="Check this pipeline's needs too.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check versions, devices, disk, and whether the models of a pipeline can be found."""

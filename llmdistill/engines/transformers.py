@@ -27,6 +27,12 @@ from llmdistill.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_TOKENS_PER_ROW = 512
+"""A batch of long prompts holds fewer rows: its cache is no larger than `batch_size` rows of this many tokens."""
+
+_SHORT = 32
+"""Rows shorter than half the longest by no more than this many tokens are not worth a batch of their own."""
+
 _SCORING_TOKENS = 2048
 """Padded tokens per batch when nothing is generated: keeps the matrix products busy and the logits small."""
 
@@ -80,10 +86,11 @@ class TransformersEngine:
         for sampling in dict.fromkeys(item.request.sampling for item in fitting):
             same = [item for item in fitting if item.request.sampling == sampling]
             if sampling is not None:
-                for batch in _batches_of(same, self.batch_size):
+                tokens = self.batch_size * _TOKENS_PER_ROW
+                for batch in _batches(same, tokens, self.batch_size, sampling.max_new_tokens):
                     yield from self._generate(batch, sampling)
             else:
-                for batch in _batches_of_tokens(same, _SCORING_TOKENS):
+                for batch in _batches(same, _SCORING_TOKENS, len(same)):
                     yield from self._score(batch)
 
     def _prepare(self, request: Request) -> _Prepared:
@@ -186,14 +193,19 @@ def _seed_of(batch: list[_Prepared], sampling: Sampling) -> int:
     return zlib.crc32(batch[0].request.id.encode()) ^ (sampling.seed & 0xFFFFFFFF)
 
 
-def _batches_of(items: list[_Prepared], size: int) -> Iterator[list[_Prepared]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _batches(items: list[_Prepared], num_tokens: int, num_rows: int, room: int = 0) -> Iterator[list[_Prepared]]:
+    """Cut items, longest first, into batches that pad little and fit the memory.
 
-
-def _batches_of_tokens(items: list[_Prepared], num_tokens: int) -> Iterator[list[_Prepared]]:
-    """Batches of at most `num_tokens` padded tokens; `items` come longest first."""
-    while items:
-        size = max(1, num_tokens // max(1, items[0].length))
-        yield items[:size]
-        items = items[size:]
+    A batch holds at most `num_rows` rows and `num_tokens` padded tokens (each row with `room` for
+    what is to come), and no row shorter than half the longest, short rows aside.
+    """
+    batch: list[_Prepared] = []
+    for item in items:
+        longest = batch[0].length if batch else item.length
+        full = len(batch) >= num_rows or (len(batch) + 1) * (longest + room) > num_tokens
+        if batch and (full or item.length < longest // 2 - _SHORT):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

@@ -53,7 +53,8 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         distances = measure(usable, answers["teacher"].replies, contestants, pipeline, journal)
     write_part(stage, 0, [_result(record, answers, distances) for record in usable])
     reasons = stage.write_rejects(rejects)
-    table = {role: _row(role, contestants[role].source, usable, answers[role], distances) for role in ROLES}
+    compared = ROLES if usable else ()
+    table = {role: _row(role, contestants[role].source, usable, answers[role], distances) for role in compared}
     counts = Counts(len(records), len(usable), len(rejects), reasons=reasons)
     return stage.finish(counts, metrics={"table": table})
 

@@ -22,8 +22,8 @@ _CANNOT = (
     r"support|offer|share|give|access|browse|fulfill|respond|continue with)\b"
 )
 _AS_MACHINE = (
-    r"as an? (?:\w+ )?(?:ai\b|artificial intelligence|language model|chatbot|virtual assistant|machine)[^.!?\n]{0,100}\b"
-    r"i(?:['’]m not| am not| am unable| can ?not| can['’]t| do(?:n['’]t| not)| have no| haven['’]t| lack| won['’]t)\b"
+    r"as an? (?:\w+ )?(?:ai\b|artificial intelligence|language model|chatbot|virtual assistant|machine)[^.!?\n]{0,100}"
+    r"\bi(?:['’]m not| am not| am unable| can ?not| can['’]t| do(?:n['’]t| not)| have no| haven['’]t| lack| won['’]t)\b"
 )
 _KO_CANNOT = (
     r"(?:도와|도움|답변|대답|답해|답을|제공|알려|작성|생성|수행|처리|응답|지원|요청|말씀)[^.\n]{0,20}"

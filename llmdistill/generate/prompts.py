@@ -117,7 +117,7 @@ def _excerpt(row: Any) -> str:
     """The bad row itself, shortened, so that the person who mends the file need not look it up."""
     if isinstance(row, _BadRowError):
         return "{}"
-    return json.dumps({"row": _storable(_as_text(row)[:500])}, ensure_ascii=True)
+    return json.dumps({"row": _storable(_as_text(row)[:500])}, ensure_ascii=False)
 
 
 def _as_text(value: Any) -> str:

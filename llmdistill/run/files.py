@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +16,40 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmdistill.errors import DamagedError, disk_error
+from llmdistill.errors import DamagedError, LlmdistillError, disk_error
 from llmdistill.run.failpoint import failpoint
+
+_NEARLY_FULL = 64 << 20
 
 
 @contextmanager
 def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn an OSError inside the block into a `DiskError` that names `path`."""
+    """Turn an OSError inside the block into a `DiskError` that names `path`.
+
+    Libraries written in Rust and C++ raise errors of their own when they cannot write.
+    """
     try:
         yield
     except OSError as error:
         raise disk_error(error, path, num_bytes) from error
+    except LlmdistillError:
+        raise
+    except Exception as error:
+        number = _system_error_in(error, path)
+        if number is None:
+            raise
+        raise disk_error(OSError(number, os.strerror(number)), path, num_bytes) from error
+
+
+def _system_error_in(error: Exception, path: Path) -> int | None:
+    """The system's error number behind an error of safetensors (which says it) or torch (which does not)."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    if said:
+        return int(said.group(1))
+    if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        return None
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return errno.ENOSPC if shutil.disk_usage(folder).free < _NEARLY_FULL else errno.EFBIG
 
 
 def make_dir(path: Path) -> Path:
@@ -87,7 +113,9 @@ def read_json(path: Path) -> Any:
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file atomically. The same table gives the same bytes."""
     with replacing(path, table.nbytes) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        with pq.ParquetWriter(temporary, table.schema, compression="zstd") as writer:
+            if table.num_rows:  # `datasets` refuses a file with a row group of no rows
+                writer.write_table(table)
 
 
 def read_table(path: Path) -> pa.Table:

@@ -244,6 +244,8 @@ def inputs_of(run_dir: Path, *names: str) -> Parts:
     for name in names:
         manifest = read_manifest(run_dir / name)
         if manifest is None:
-            raise StageError(f"{name} is not finished yet", where=run_dir, do=f"run llmdistill {_command_of(name)} first")
+            raise StageError(
+                f"{name} is not finished yet", where=run_dir, do=f"run llmdistill {_command_of(name)} first"
+            )
         parts[f"input.{name}"] = digest_of(manifest.outputs)
     return parts

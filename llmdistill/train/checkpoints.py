@@ -18,6 +18,11 @@ _COMPLETE = "complete.json"
 class MarkComplete(TrainerCallback):
     """Writes the hashes of a checkpoint's files once all of them are on disk."""
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Keep two at least: the trainer removes old checkpoints before the newest is marked as complete."""
+        if args.save_total_limit is not None:
+            args.save_total_limit = max(2, args.save_total_limit)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after a checkpoint was written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -57,6 +62,8 @@ def _problem_of(checkpoint: Path) -> str | None:
     try:
         hashes = read_json(checkpoint / _COMPLETE)
     except DamagedError:
+        return f"{_COMPLETE} is damaged"
+    if not isinstance(hashes, dict):
         return f"{_COMPLETE} is damaged"
     for name, expected in hashes.items():
         path = checkpoint / name

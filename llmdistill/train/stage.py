@@ -158,7 +158,9 @@ def _train(
         trainer.add_callback(ShowProgress(bar))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     _save_student(trainer, pipeline, tokenizer, stage.dir)
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    # TRL counts tokens from where the process began, which after a kill is not the first step.
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{key: value for key, value in entry.items() if key != "num_tokens"} for entry in log]
 
 
 def _num_steps(pipeline: Pipeline, num_examples: int) -> int:

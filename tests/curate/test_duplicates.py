@@ -22,7 +22,7 @@ def prompts_of(path) -> list[str]:
     return [json.loads(line)["prompt"] for line in path.read_text("utf-8").split("\n") if line]
 
 
-ENGLISH_TEXTS, KOREAN_TEXTS = prompts_of(PROMPTS), prompts_of(KOREAN)
+ENGLISH_TEXTS, KOREAN_TEXTS = prompts_of(PROMPTS)[:150], prompts_of(KOREAN)
 
 
 def by_all_pairs(texts: list[str], threshold: float) -> list[tuple[int, float] | None]:

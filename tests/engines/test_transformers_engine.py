@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,17 @@ def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
     torch.save({"model.embed_tokens.weight": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError):
         load_model(find_model(str(tmp_path)))
+
+
+def test_batches_keep_every_row_pad_little_and_stay_small():
+    from llmdistill.engines.transformers import _batches, _Prepared
+
+    draw = random.Random(0)
+    lengths = sorted((draw.choice([5, 40, 90, 300, 1500]) + draw.randrange(20) for _ in range(200)), reverse=True)
+    items = [_Prepared(ask(str(index)), [1] * length, [], {}) for index, length in enumerate(lengths)]
+    batches = list(_batches(items, num_tokens=4096, num_rows=16, room=80))
+    assert [item for batch in batches for item in batch] == items
+    for batch in batches:
+        assert len(batch) <= 16
+        assert len(batch) == 1 or len(batch) * (batch[0].length + 80) <= 4096
+        assert batch[-1].length >= batch[0].length // 2 - 32

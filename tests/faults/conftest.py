@@ -29,7 +29,9 @@ name: faults
 prompts: {{path: {prompts}, held_out: 0.15}}
 teacher: {{model: {model}, dtype: float32, device: cpu, batch_size: 4}}
 student: {{keep_layers: 2}}
-generate: {{template: prompts/en/answer.yaml, max_new_tokens: {generate}, temperature: 0, repetition_penalty: 1.3, shard_size: 20}}
+generate:
+  {{template: prompts/en/answer.yaml, max_new_tokens: {generate}, temperature: 0,
+    repetition_penalty: 1.3, shard_size: 20}}
 filter:
   checks: {{truncated: false, repetition: false, language: false, refusal: false, echo: false, min_chars: 0}}
   judge: {{rubric: {rubric}, min_score: 1, max_answer_tokens: 32}}

@@ -19,7 +19,10 @@ def killed_at_seven(undisturbed: Run, tmp_path_factory: pytest.TempPathFactory) 
     """A training killed after step 7, with whole checkpoints of steps 4 and 6."""
     run = before_training(undisturbed.copy(tmp_path_factory.mktemp("killed")))
     assert run.do("train", failpoint="train.after_step:7").code == 137
-    assert sorted(path.name for path in (run.dir / "train" / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in (run.dir / "train" / "checkpoints").iterdir()) == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
     return run
 
 

@@ -38,15 +38,18 @@ def test_a_damaged_input_is_named_and_not_worked_with(finished: Run, name: str, 
         part.unlink()
     harm(path)
     result = finished.do(stage)
-    assert (result.code, str(path) in result.error) == (1, True) or (name[:7], harm) == ("prompts", Path.unlink)
-    assert not (finished.dir / stage / "manifest.json").exists() or result.code == 0
+    if result.code == 0:
+        assert stage == "generate" and harm is Path.unlink, "only this command makes its own input again"
+        return
+    assert (result.code, str(path) in result.error) == (1, True)
+    assert not (finished.dir / stage / "manifest.json").exists()
 
 
 def test_the_advice_about_a_damaged_shard_mends_it_without_asking_anyone(finished: Run, undisturbed: Run) -> None:
     path = finished.dir / "generate" / "part-00001.parquet"
     flip(path)
     (finished.dir / "filter" / "begun.json").unlink()
-    assert f"remove it and run llmdistill generate again" in finished.do("filter").error
+    assert "remove it and run llmdistill generate again" in finished.do("filter").error
     path.unlink()
     finished.do("generate", failpoint="engine.after_answer:1").ok()
     finished.do("filter", failpoint="engine.after_answer:1").ok()
@@ -54,10 +57,9 @@ def test_the_advice_about_a_damaged_shard_mends_it_without_asking_anyone(finishe
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("text", ["", '{"stage": "gen', "[]", '{"schema_version": 1}', '{"schema_version": 0}'])
-def test_a_damaged_manifest_is_one_clear_error(finished: Run, stage: str, text: str) -> None:
+def test_a_damaged_manifest_is_one_clear_error(finished: Run, stage: str) -> None:
     path = finished.dir / stage / "manifest.json"
-    path.write_text(text)
+    cut(path)
     result = finished.do("run")
     assert result.code == 1 and str(path) in result.error
 

@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_at_every_write_in_turn_costs_nothing_but_time(
     assert_same_results(new_run, undisturbed)
 
 
-@pytest.mark.parametrize("limit", [1_500, 9_000, 200_000, 500_000])
+@pytest.mark.parametrize("limit", [1_500, 9_000, 500_000])
 def test_a_limit_on_the_size_of_files_is_one_clear_error_and_nothing_is_lost(
     new_run: Run, undisturbed: Run, limit: int
 ) -> None:
@@ -114,7 +114,7 @@ def test_something_else_in_place_of_a_file_of_the_run_is_one_clear_error(new_run
     assert result.code == 1 and str(path) in result.error
 
 
-@pytest.mark.parametrize("name", ["실험 하나", "with  spaces", "x" * 255, "-rf", "a'b\"c$d"])
+@pytest.mark.parametrize("name", ["실험  하나", "x" * 255, "-a'b\"c$d"])
 def test_any_name_that_the_file_system_takes_works(new_run: Run, undisturbed: Run, name: str) -> None:
     new_run.dir = new_run.folder / name
     new_run.do("generate").ok()

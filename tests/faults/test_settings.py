@@ -100,5 +100,3 @@ def test_a_stage_without_its_input_names_the_command_to_run_first(new_run: Run, 
     result = new_run.do(stage)
     assert result.code == 1 and "is not finished yet -> run llmdistill " in result.error
     assert " prompts first" not in result.error
-
-

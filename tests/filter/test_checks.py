@@ -348,7 +348,13 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_megabyte_takes_no_check_a_second(text):
     hostile = record(text, text[::-1] + "x")
-    checks = [refusal, repetition_loop, prompt_echoed, lambda r: wrong_language(r, "ko"), lambda r: wrong_language(r, "en")]
+    checks = [
+        refusal,
+        repetition_loop,
+        prompt_echoed,
+        lambda r: wrong_language(r, "ko"),
+        lambda r: wrong_language(r, "en"),
+    ]
     for check in checks:
         started = time.perf_counter()
         check(hostile)

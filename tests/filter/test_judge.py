@@ -1,4 +1,4 @@
-"""The judge: an expected score equal to its definition, a failed judgement instead of an invented one, fences that hold."""
+"""The judge: its score is its definition's, it fails rather than invents one, and its fences hold."""
 
 from __future__ import annotations
 

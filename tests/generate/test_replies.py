@@ -14,9 +14,24 @@ OTHER = TeacherTemplate(user="{{ prompt }}", answer_marker="####")
 
 SPLIT = [
     ("both parts", EN, "Rationale: two and two.\nAnswer: 4", ("two and two.", "4")),
-    ("the last marker at a line start wins", EN, "Rationale: a\nAnswer: 3\nno, wait\nAnswer: 4", ("a\nAnswer: 3\nno, wait", "4")),
-    ("a marker inside a line is text", EN, "Rationale: I write Answer: 3 here.\nAnswer: 4", ("I write Answer: 3 here.", "4")),
-    ("a quoted marker after the answer is text", EN, 'Answer: say "Answer: no" aloud', (None, 'say "Answer: no" aloud')),
+    (
+        "the last marker at a line start wins",
+        EN,
+        "Rationale: a\nAnswer: 3\nno, wait\nAnswer: 4",
+        ("a\nAnswer: 3\nno, wait", "4"),
+    ),
+    (
+        "a marker inside a line is text",
+        EN,
+        "Rationale: I write Answer: 3 here.\nAnswer: 4",
+        ("I write Answer: 3 here.", "4"),
+    ),
+    (
+        "a quoted marker after the answer is text",
+        EN,
+        'Answer: say "Answer: no" aloud',
+        (None, 'say "Answer: no" aloud'),
+    ),
     ("answer on the next line", EN, "Rationale: a\nAnswer:\n\n4\nand 5", ("a", "4\nand 5")),
     ("no rationale", EN, "Answer: 4", (None, "4")),
     ("no rationale marker", EN, "because\nAnswer: 4", ("because", "4")),

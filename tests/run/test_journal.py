@@ -214,7 +214,10 @@ journal.close()
 def test_a_write_that_stops_half_way_leaves_no_half_row_and_succeeds_when_there_is_room(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, path], env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True
+        [sys.executable, "-c", FULL_DISK, path],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == f"refused {path}\n", done.stderr
     assert keys_of(path) == [str(number) for number in range(20)]

@@ -66,7 +66,9 @@ COUNTS = st.integers(0, 5)
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
-def test_counts_that_do_not_add_up_are_an_error_with_exit_code_1(total: int, kept: int, rejected: int, failed: int) -> None:
+def test_counts_that_do_not_add_up_are_an_error_with_exit_code_1(
+    total: int, kept: int, rejected: int, failed: int
+) -> None:
     counts = Counts(total, kept, rejected, failed)
     if total == kept + rejected + failed:
         counts.check("filter")

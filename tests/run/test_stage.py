@@ -120,7 +120,9 @@ def test_finished_shards_are_not_worked_on_again(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         stage.run_shards(SHARDS, stop_at_the_second)
     worked = []
-    counts = begun(tmp_path).run_shards(SHARDS, lambda index, records: worked.append(index) or keep_even(index, records))
+    counts = begun(tmp_path).run_shards(
+        SHARDS, lambda index, records: worked.append(index) or keep_even(index, records)
+    )
     assert worked == [1, 2] and counts == Counts(12, 6, 6, 0, {"odd": 6})
 
 
