@@ -15,7 +15,6 @@ from llmdistill.run.failpoint import failpoint
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Usage
 from llmdistill.run.progress import progress
-from llmdistill.run.stage import Stage
 
 
 class LazyEngine:
@@ -53,12 +52,6 @@ def complete_all(
     return {request.id: _from_row(journal[request.id]) for request in requests}
 
 
-def completions_of(stage: Stage, depends_on: Parts, shard: int, ids: Iterable[str]) -> list[Completion]:
-    """Completions that an earlier process got for a finished shard, so that it is counted too."""
-    with stage.journal(depends_on, shard) as journal:
-        return [_from_row(journal[id_]) for id_ in ids if id_ in journal]
-
-
 def _to_row(completion: Completion) -> dict[str, Any]:
     row = asdict(completion)
     del row["id"], row["token_ids"]
@@ -69,9 +62,9 @@ def _from_row(row: dict[str, Any]) -> Completion:
     return Completion(id=row["key"], **{key: value for key, value in row.items() if key != "key"})
 
 
-def usage_of(completions: Iterable[Completion], seconds: float) -> Usage:
-    """What the completions took. Local engines cost nothing."""
-    found = list(completions)
+def usage_of(journal: Journal, ids: Iterable[str], seconds: float) -> Usage:
+    """What the journalled completions of these requests took, whichever process asked. Local engines cost nothing."""
+    found = [_from_row(journal[id_]) for id_ in ids if id_ in journal]
     return Usage(
         requests=len(found),
         prompt_tokens=sum(completion.prompt_tokens for completion in found),

@@ -29,14 +29,15 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Compare student, untrained student and teacher on the held-out prompts."""
     teacher = find(pipeline.teacher)
     template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
-    asked: Parts = {
+    asked_teacher: Parts = {
         **model_parts("teacher", pipeline.teacher, teacher),
         "generate.template_sha256": template_hash,
-        **inputs_of(pipeline.run_path, "train"),
     }
+    asked_student = inputs_of(pipeline.run_path, "train")
     parts: Parts = {
         **flatten(pipeline.evaluate.digest_view(), "evaluate."),
-        **asked,
+        **asked_teacher,
+        **asked_student,
         **inputs_of(pipeline.run_path, "prompts"),
     }
     stage = begin(pipeline.run_path, "evaluate", parts, fresh=fresh)
@@ -46,7 +47,8 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     if not records:
         return stage.finish(Counts(0, 0, 0), metrics={"table": {}})
     contestants = _contestants(pipeline.run_path / "train", teacher, template)
-    answers = {role: ask(contestants[role], records, pipeline, stage, asked) for role in ROLES}
+    asked = {"teacher": asked_teacher, "untrained": asked_student, "student": asked_student}
+    answers = {role: ask(contestants[role], records, pipeline, stage, asked[role]) for role in ROLES}
     usable = [record for record in records if _has_text(answers["teacher"], record)]
     rejects = [Reject(record, "evaluate", "no_teacher_answer") for record in records if record not in usable]
     with stage.journal({**parts, "what": "distances"}) as journal:

@@ -12,13 +12,17 @@ import re
 
 from llmdistill.engines.base import Completion, Request
 from llmdistill.record import Record, Verdict
+from llmdistill.run.digest import digest_of
 from llmdistill.templates import Rubric
 
 _SOME_MASS = 1e-6
 
 
 def judge_request(record: Record, rubric: Rubric, max_answer_chars: int) -> Request:
-    """What the judge is asked about one record. The texts are data: they stand between fences."""
+    """What the judge is asked about one record. The texts are data: they stand between fences.
+
+    The request's id is made of all that the judge reads, so another answer to the same prompt is another request.
+    """
     answer = record.answer or ""
     if len(answer) > max_answer_chars:
         answer = answer[:max_answer_chars] + " [...]"
@@ -29,7 +33,8 @@ def judge_request(record: Record, rubric: Rubric, max_answer_chars: int) -> Requ
         "reference": record.reference or "",
     }
     messages = rubric.messages(**values, fence=fence_for(*values.values()))
-    return Request(record.id, messages, choices=tuple(rubric.scores), prefill=rubric.prefill)
+    key = f"{record.id}-{digest_of({'messages': messages})[:16]}"
+    return Request(key, messages, choices=tuple(rubric.scores), prefill=rubric.prefill)
 
 
 def fence_for(*texts: str) -> str:

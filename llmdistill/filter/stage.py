@@ -6,14 +6,15 @@ import time
 from dataclasses import replace
 
 from llmdistill.config import Judge, Model, Pipeline
-from llmdistill.engines.base import Completion
-from llmdistill.engines.resume import LazyEngine, complete_all, completions_of, find, model_parts, usage_of
+from llmdistill.engines.base import Request
+from llmdistill.engines.resume import LazyEngine, complete_all, find, model_parts, usage_of
 from llmdistill.filter.checks import failed_check
 from llmdistill.filter.judge import judge_request, verdict_of
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
-from llmdistill.run.manifest import Manifest
-from llmdistill.run.stage import Outcome, Stage, begin, inputs_of, read_shards
+from llmdistill.run.journal import Journal
+from llmdistill.run.manifest import Manifest, Usage
+from llmdistill.run.stage import Outcome, begin, inputs_of, read_shards
 from llmdistill.templates import Rubric, load_template
 
 _CHARS_PER_TOKEN = 4
@@ -31,15 +32,16 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     stage = begin(pipeline.run_path, "filter", parts, fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
+    shards = list(read_shards(pipeline.run_path, "generate"))
+    if judge is None:
+        return stage.finish(stage.run_shards(shards, lambda records: _check(records, pipeline)))
     started = time.monotonic()
     try:
-        shards = list(read_shards(pipeline.run_path, "generate"))
-        counts = stage.run_shards(shards, lambda index, records: _filter_shard(pipeline, judge, stage, index, records))
-        used = judge.all_completions(shards, stage) if judge else []
-        return stage.finish(counts, usage_of(used, time.monotonic() - started))
+        with stage.journal(judge.parts) as journal:
+            counts = stage.run_shards(shards, lambda records: judge.judge(_check(records, pipeline), journal))
+            return stage.finish(counts, judge.usage(shards, journal, time.monotonic() - started))
     finally:
-        if judge:
-            judge.engine.close()
+        judge.engine.close()
 
 
 class _JudgeAtWork:
@@ -54,34 +56,29 @@ class _JudgeAtWork:
             "filter.judge.rubric_sha256": self.rubric_hash,
             "filter.judge.max_answer_tokens": settings.max_answer_tokens,
         }
-        self.completions: dict[int, list[Completion]] = {}
 
-    def judge(self, records: list[Record], stage: Stage, index: int) -> list[Record]:
-        """The records with one verdict more each."""
-        max_chars = self.settings.max_answer_tokens * _CHARS_PER_TOKEN
-        requests = [judge_request(record, self.rubric, max_chars) for record in records]
-        with stage.journal(self._depends_on(stage), index) as journal:
-            found = complete_all(requests, journal, self.engine.get, "judge")
-        self.completions[index] = list(found.values())
-        name, rubric_hash = self.engine.source.name, self.rubric_hash[:16]
-        return [
-            replace(
-                record,
-                verdicts=[*record.verdicts, verdict_of(found[record.id], self.rubric, name, rubric_hash)],
-            )
-            for record in records
-        ]
+    def judge(self, checked: Outcome, journal: Journal) -> Outcome:
+        """Add a verdict to each record that passed the checks, and reject those with a low one."""
+        requests = [self._request(record) for record in checked.kept]
+        found = complete_all(requests, journal, self.engine.get, "judge")
+        outcome = Outcome(rejected=list(checked.rejected))
+        for record, request in zip(checked.kept, requests, strict=True):
+            verdict = verdict_of(found[request.id], self.rubric, self.engine.source.name, self.rubric_hash[:16])
+            judged = replace(record, verdicts=[*record.verdicts, verdict])
+            reject = _judgement(judged, self.settings.min_score)
+            if reject:
+                outcome.rejected.append(reject)
+            else:
+                outcome.kept.append(judged)
+        return outcome
 
-    def _depends_on(self, stage: Stage) -> Parts:
-        """Keyed by the records too: another answer to the same prompt is another judgement."""
-        return {**self.parts, "input": stage.parts["input.generate"]}
+    def _request(self, record: Record) -> Request:
+        return judge_request(record, self.rubric, self.settings.max_answer_tokens * _CHARS_PER_TOKEN)
 
-    def all_completions(self, shards: list[list[Record]], stage: Stage) -> list[Completion]:
-        """Every judgement of the stage, those of shards that an earlier process finished included."""
-        for index in set(range(len(shards))) - set(self.completions):
-            ids = (record.id for record in shards[index])
-            self.completions[index] = completions_of(stage, self._depends_on(stage), index, ids)
-        return [completion for found in self.completions.values() for completion in found]
+    def usage(self, shards: list[list[Record]], journal: Journal, seconds: float) -> Usage:
+        """What judging took, whichever process asked."""
+        ids = (self._request(record).id for records in shards for record in records)
+        return usage_of(journal, ids, seconds)
 
 
 def _open_judge(pipeline: Pipeline) -> _JudgeAtWork | None:
@@ -89,24 +86,13 @@ def _open_judge(pipeline: Pipeline) -> _JudgeAtWork | None:
     return _JudgeAtWork(settings, model) if settings and model else None
 
 
-def _filter_shard(
-    pipeline: Pipeline, judge: _JudgeAtWork | None, stage: Stage, index: int, records: list[Record]
-) -> Outcome:
+def _check(records: list[Record], pipeline: Pipeline) -> Outcome:
+    """The format checks."""
     outcome = Outcome()
     for record in records:
         failed = failed_check(record, pipeline.filter.checks, pipeline.language)
         if failed:
             outcome.rejected.append(Reject(record, "filter", *failed))
-        else:
-            outcome.kept.append(record)
-    if judge is None:
-        return outcome
-    judged = judge.judge(outcome.kept, stage, index)
-    outcome.kept = []
-    for record in judged:
-        reject = _judgement(record, judge.settings.min_score)
-        if reject:
-            outcome.rejected.append(reject)
         else:
             outcome.kept.append(record)
     return outcome

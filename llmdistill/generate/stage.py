@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 from llmdistill.config import Pipeline
 from llmdistill.engines.base import Completion, Request, Sampling
-from llmdistill.engines.resume import LazyEngine, complete_all, completions_of, find, model_parts, usage_of
+from llmdistill.engines.resume import LazyEngine, complete_all, find, model_parts, usage_of
 from llmdistill.generate.prompts import PromptSet, input_hashes, read_prompts
 from llmdistill.generate.replies import split_reply
 from llmdistill.record import Record, Reject, TeacherInfo
 from llmdistill.run.digest import Parts, digest_of, flatten
+from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Counts, Manifest
-from llmdistill.run.stage import Outcome, Stage, begin, inputs_of, read_shards, write_part, write_records
+from llmdistill.run.stage import Outcome, begin, inputs_of, read_shards, write_part, write_records
 from llmdistill.templates import TeacherTemplate, load_template
 
 HELD_OUT = "held_out.parquet"
@@ -45,57 +46,50 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Stage `generate`: the teacher's rationale and answer for every prompt of the pool."""
     source = find(pipeline.teacher)
     template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
+    settings = pipeline.generate
+    sampling = Sampling(
+        settings.max_new_tokens, settings.temperature, settings.top_p, settings.repetition_penalty, pipeline.seed
+    )
     asked: Parts = {
-        **flatten(pipeline.generate.digest_view(), "generate."),
+        **flatten(asdict(sampling), "generate."),
         **model_parts("teacher", pipeline.teacher, source),
         "generate.template_sha256": template_hash,
-        "generate.seed": pipeline.seed,
     }
-    parts = {**asked, **inputs_of(pipeline.run_path, "prompts")}
-    stage = begin(pipeline.run_path, "generate", parts, guard=("generate.", "teacher."), fresh=fresh)
+    parts = {**flatten(settings.digest_view(), "generate."), **asked, **inputs_of(pipeline.run_path, "prompts")}
+    # Only what changes the answers costs anything to change; how they are parsed does not.
+    stage = begin(pipeline.run_path, "generate", parts, guard=tuple(asked), fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
     engine = LazyEngine(pipeline.teacher, source)
-    teacher = _Asker(pipeline, template, digest_of(asked)[:16], engine)
+    asker = _Asker(template, sampling, digest_of(asked)[:16], engine, settings.unparsed == "reject")
+    shards = list(read_shards(pipeline.run_path, "prompts"))
+    started = time.monotonic()
     try:
-        return teacher.ask_all(stage, asked)
+        with stage.journal(asked) as journal:
+            counts = stage.run_shards(shards, lambda records: asker.ask(records, journal))
+            ids = (record.id for records in shards for record in records)
+            return stage.finish(counts, usage_of(journal, ids, time.monotonic() - started))
     finally:
         engine.close()
 
 
+@dataclass(frozen=True)
 class _Asker:
-    """Asks the teacher shard by shard and reads its replies into Records."""
+    """Asks the teacher for a shard's answers and reads its replies into Records."""
 
-    def __init__(self, pipeline: Pipeline, template: TeacherTemplate, sampling_digest: str, engine: LazyEngine) -> None:
-        self.pipeline, self.template, self.engine = pipeline, template, engine
-        self.sampling_digest = sampling_digest
-        settings = pipeline.generate
-        self.sampling = Sampling(
-            settings.max_new_tokens, settings.temperature, settings.top_p, settings.repetition_penalty, pipeline.seed
-        )
+    template: TeacherTemplate
+    sampling: Sampling
+    sampling_digest: str
+    engine: LazyEngine
+    reject_unparsed: bool
 
-    def ask_all(self, stage: Stage, asked: Parts) -> Manifest:
-        started = time.monotonic()
-        shards = list(read_shards(self.pipeline.run_path, "prompts"))
-        completions: dict[int, list[Completion]] = {}
-
-        def work(index: int, records: list[Record]) -> Outcome:
-            with stage.journal(asked, index) as journal:
-                requests = [self._request(record) for record in records]
-                found = complete_all(requests, journal, self.engine.get, "generate")
-            completions[index] = list(found.values())
-            return self._outcome(records, found)
-
-        counts = stage.run_shards(shards, work)
-        for index in set(range(len(shards))) - set(completions):
-            completions[index] = completions_of(stage, asked, index, (record.id for record in shards[index]))
-        used = (completion for found in completions.values() for completion in found)
-        return stage.finish(counts, usage_of(used, time.monotonic() - started))
-
-    def _request(self, record: Record) -> Request:
-        return Request(record.id, self.template.ask(record.prompt), self.sampling, prefill=self.template.prefill)
-
-    def _outcome(self, records: list[Record], found: dict[str, Completion]) -> Outcome:
+    def ask(self, records: list[Record], journal: Journal) -> Outcome:
+        """Answers of one shard; those in the journal are not asked for again."""
+        requests = [
+            Request(record.id, self.template.ask(record.prompt), self.sampling, prefill=self.template.prefill)
+            for record in records
+        ]
+        found = complete_all(requests, journal, self.engine.get, "generate")
         outcome = Outcome()
         for record in records:
             answered = self._answered(record, found[record.id])
@@ -116,7 +110,7 @@ class _Asker:
         record = replace(record, completion=[{"role": "assistant", "content": reply.strip()}])
         parsed = split_reply(reply, self.template)
         if parsed is None:
-            if self.pipeline.generate.unparsed == "reject":
+            if self.reject_unparsed:
                 return Reject(record, "generate", "unparsed", f"no {self.template.answer_marker!r} with text after it")
             return replace(record, answer=reply.strip())
         return replace(record, rationale=parsed[0], answer=parsed[1])

@@ -3,12 +3,13 @@
 A row counts as done once it is on disk. Rows are written whole and synced in
 groups of at most 32 rows or half a second, so a kill costs at most one group.
 On open a torn last line is cut off; a damaged line in the middle is moved to
-`<name>.damaged` and its work is owed again.
+`<name>.damaged` and its work is owed again. Only the place of each row is kept in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -38,40 +39,45 @@ class Journal:
         self.path = path
         self.num_damaged = 0
         make_dir(path.parent)
-        self._rows, good_bytes = self._load()
+        self._places: dict[str, tuple[int, int]] = {}
+        self._waiting: dict[str, bytes] = {}
+        self._size = self._load()
         with writing(path):
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-            os.ftruncate(self._file, good_bytes)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, self._size)
             sync_dir(path.parent)
-        self._size = good_bytes
-        self._waiting: list[bytes] = []
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_regularly, daemon=True)
         self._committer.start()
 
-    def _load(self) -> tuple[dict[str, dict[str, Any]], int]:
-        """Rows on disk by key, and how many bytes of the file to keep."""
-        rows: dict[str, dict[str, Any]] = {}
+    def _load(self) -> int:
+        """Note where every whole row lies; gives how many bytes of the file to keep."""
         if not self.path.exists():
-            return rows, 0
-        with writing(self.path):
-            data = self.path.read_bytes()
-        good = data[: data.rfind(b"\n") + 1]
-        whole, damaged = [], []
-        for line in (line + b"\n" for line in good.split(b"\n")[:-1]):
-            row = _parse(line)
-            if row is None:
-                damaged.append(line)
-            else:
-                whole.append(line)
-                rows.setdefault(row["key"], row)
-        if damaged:
-            self._set_aside(damaged)
-            good = b"".join(whole)
-            write_bytes(self.path, good)
-        return rows, len(good)
+            return 0
+        offset, damaged = 0, []
+        with writing(self.path), open(self.path, "rb") as handle:
+            for line in handle:
+                if not line.endswith(b"\n"):
+                    break
+                key = _key_of(line)
+                if key is None:
+                    damaged.append(line)
+                elif key not in self._places:
+                    self._places[key] = (offset, len(line))
+                offset += len(line)
+        return self._without(damaged, offset) if damaged else offset
+
+    def _without(self, damaged: list[bytes], num_bytes: int) -> int:
+        """Set damaged lines aside and write the file anew without them; gives its length."""
+        self._set_aside(damaged)
+        data = self.path.read_bytes()[:num_bytes]
+        rows = [data[offset : offset + length] for offset, length in self._places.values()]
+        write_bytes(self.path, b"".join(rows))
+        starts = [0, *itertools.accumulate(map(len, rows))]
+        self._places = {key: (start, len(row)) for key, start, row in zip(self._places, starts, rows, strict=False)}
+        return starts[-1]
 
     def _set_aside(self, lines: list[bytes]) -> None:
         copy = self.path.with_suffix(".damaged")
@@ -84,28 +90,32 @@ class Journal:
         say(f"{self.path}: {count} moved to {copy.name}; what they held is done over")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._places) + len(self._waiting)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._rows
+        return key in self._places or key in self._waiting
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        return self._rows[key]
+        with self._lock:
+            line = self._waiting.get(key)
+            if line is None:
+                offset, length = self._places[key]
+                line = os.pread(self._file, length, offset)
+        return json.loads(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, in the order they were finished."""
-        yield from self._rows.values()
+        for key in [*self._places, *self._waiting]:
+            yield self[key]
 
     def append(self, key: str, **values: Any) -> None:
         """Add one finished piece; a second row for the same key is ignored."""
         if self._failure is not None:
             raise self._failure
         with self._lock:
-            if key in self._rows:
+            if key in self:
                 return
-            row = {"key": key, **values}
-            self._rows[key] = row
-            self._waiting.append(json.dumps(row, ensure_ascii=True).encode("ascii") + b"\n")
+            self._waiting[key] = json.dumps({"key": key, **values}, ensure_ascii=True).encode("ascii") + b"\n"
             if len(self._waiting) >= GROUP_ROWS:
                 self.commit()
 
@@ -114,7 +124,7 @@ class Journal:
         with self._lock:
             if not self._waiting:
                 return
-            data = b"".join(self._waiting)
+            data = b"".join(self._waiting.values())
             try:
                 with writing(self.path, len(data)):
                     _write_all(self._file, data, self._size)
@@ -125,7 +135,9 @@ class Journal:
                 with contextlib.suppress(OSError):  # the first error is the one to tell
                     os.ftruncate(self._file, self._size)
                 raise
-            self._size += len(data)
+            for key, line in self._waiting.items():
+                self._places[key] = (self._size, len(line))
+                self._size += len(line)
             self._waiting.clear()
 
     def _commit_regularly(self) -> None:
@@ -155,12 +167,14 @@ class Journal:
         self.close()
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _key_of(line: bytes) -> str | None:
+    """The key of a whole row; None when the line is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("key"), str) else None
+    key = row.get("key") if isinstance(row, dict) else None
+    return key if isinstance(key, str) else None
 
 
 def _write_all(handle: int, data: bytes, offset: int) -> None:

@@ -54,17 +54,16 @@ class Stage:
         self.digest = digest_of(parts)
         self._started = time.monotonic()
 
-    def journal(self, depends_on: Mapping[str, Any], shard: int = 0) -> Journal:
-        """Journal of one shard. Rows are reused by every later run with equal `depends_on`."""
-        name = f"{digest_of(depends_on)[:16]}-{shard:05d}.jsonl"
-        return Journal(self.dir / "journal" / name)
+    def journal(self, depends_on: Mapping[str, Any]) -> Journal:
+        """Journal of work that depends on these settings. Every later run with equal ones reuses its rows."""
+        return Journal(self.dir / "journal" / f"{digest_of(depends_on)[:16]}.jsonl")
 
-    def run_shards(self, shards: Sequence[list[Record]], work: Callable[[int, list[Record]], Outcome]) -> Counts:
+    def run_shards(self, shards: Sequence[list[Record]], work: Callable[[list[Record]], Outcome]) -> Counts:
         """Apply `work` to every shard that is not finished yet; each result appears atomically."""
         for index, records in enumerate(shards):
             part = part_path(self.dir, index)
             if not part.exists() or not self._rejects_known(index):
-                outcome = work(index, records)
+                outcome = work(records)
                 self._check_shard(index, records, outcome)
                 write_table(self._rejects_path(index), rejects_to_table(outcome.rejected))
                 failpoint("stage.between_files")

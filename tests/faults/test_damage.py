@@ -83,7 +83,7 @@ def test_damaged_settings_of_a_begun_stage_are_one_clear_error(finished: Run) ->
 
 
 def test_a_damaged_line_of_a_journal_costs_one_answer(finished: Run, undisturbed: Run) -> None:
-    (journal,) = (finished.dir / "generate" / "journal").glob("*-00000.jsonl")
+    (journal,) = (finished.dir / "generate" / "journal").glob("*.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([lines[0], b"\0" * 80 + b"\n", *lines[2:]]))
     (finished.dir / "generate" / "part-00000.parquet").unlink()

@@ -73,15 +73,21 @@ def test_another_threshold_does_filter_over_without_asking_teacher_or_judge(fini
     assert finished.manifest("train")["counts"]["input"] == 10
 
 
-def test_new_prompts_at_the_end_cost_only_their_own_answers(finished: Run) -> None:
+@pytest.mark.parametrize("place", ["front", "end"])
+def test_new_prompts_cost_only_their_own_answers_and_judgements(finished: Run, place: str) -> None:
     text = finished.pipeline.read_text()
     old = Path(text.split("path: ")[1].split(",")[0])
     new = finished.folder / "prompts.jsonl"
     rows = [f"a question number {number}, unlike the others" for number in range(5)]
-    new.write_text(old.read_text("utf-8") + "".join(json.dumps({"prompt": row}) + "\n" for row in rows), "utf-8")
+    added = "".join(json.dumps({"prompt": row}) + "\n" for row in rows)
+    text = old.read_text("utf-8")
+    new.write_text(added + text if place == "front" else text + added, "utf-8")
+    before = finished.manifest("generate")["counts"]["kept"], finished.manifest("filter")["usage"]["requests"]
     finished.do("generate", f"prompts.path={new}", f"prompts.dataset={old.stem}").ok()
-    counts = finished.manifest("generate")["counts"]
-    assert len(finished.answers()) == counts["kept"] - 50 > 0
+    num_new = finished.manifest("generate")["counts"]["kept"] - before[0]
+    assert len(finished.answers()) == num_new > 0
+    finished.do("filter", f"prompts.path={new}", f"prompts.dataset={old.stem}").ok()
+    assert len(finished.answers()) - num_new == finished.manifest("filter")["usage"]["requests"] - before[1] <= num_new
 
 
 def test_the_same_run_in_another_working_directory_is_the_same_run(finished: Run) -> None:

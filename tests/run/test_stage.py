@@ -23,7 +23,7 @@ def record(number: int) -> Record:
 SHARDS = [[record(number) for number in range(start, start + 4)] for start in (0, 4, 8)]
 
 
-def keep_even(index: int, records: list[Record]) -> Outcome:
+def keep_even(records: list[Record]) -> Outcome:
     return Outcome(records[::2], [Reject(item, "work", "odd") for item in records[1::2]])
 
 
@@ -112,18 +112,16 @@ def test_moving_nothing_aside_keeps_the_previous_results(tmp_path: Path) -> None
 def test_finished_shards_are_not_worked_on_again(tmp_path: Path) -> None:
     stage = begun(tmp_path)
 
-    def stop_at_the_second(index: int, records: list[Record]) -> Outcome:
-        if index == 1:
+    def stop_at_the_second(records: list[Record]) -> Outcome:
+        if records == SHARDS[1]:
             raise RuntimeError
-        return keep_even(index, records)
+        return keep_even(records)
 
     with pytest.raises(RuntimeError):
         stage.run_shards(SHARDS, stop_at_the_second)
     worked = []
-    counts = begun(tmp_path).run_shards(
-        SHARDS, lambda index, records: worked.append(index) or keep_even(index, records)
-    )
-    assert worked == [1, 2] and counts == Counts(12, 6, 6, 0, {"odd": 6})
+    counts = begun(tmp_path).run_shards(SHARDS, lambda records: worked.append(records) or keep_even(records))
+    assert worked == SHARDS[1:] and counts == Counts(12, 6, 6, 0, {"odd": 6})
 
 
 @pytest.mark.parametrize("name", ["part-00001.parquet", "rejects.parquet"])
@@ -135,7 +133,7 @@ def test_a_result_that_was_removed_is_made_again(tmp_path: Path, name: str) -> N
 
 
 def test_a_shard_that_loses_or_doubles_a_record_is_refused(tmp_path: Path) -> None:
-    for broken in (lambda _, records: Outcome(records[1:]), lambda _, records: Outcome([*records, records[0]])):
+    for broken in (lambda records: Outcome(records[1:]), lambda records: Outcome([*records, records[0]])):
         with pytest.raises(StageError, match="shard 0 of work lost"):
             begun(tmp_path).run_shards(SHARDS, broken)
         assert not list((tmp_path / "work").glob("part-*"))
