@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 _TOKENS_PER_ROW = 512
 """A batch of long prompts holds fewer rows: its cache is no larger than `batch_size` rows of this many tokens."""
 
-_SHORT = 32
-"""Rows shorter than half the longest by no more than this many tokens are not worth a batch of their own."""
-
 _SCORING_TOKENS = 2048
 """Padded tokens per batch when nothing is generated: keeps the matrix products busy and the logits small."""
 
@@ -197,13 +194,13 @@ def _batches(items: list[_Prepared], num_tokens: int, num_rows: int, room: int =
     """Cut items, longest first, into batches that pad little and fit the memory.
 
     A batch holds at most `num_rows` rows and `num_tokens` padded tokens (each row with `room` for
-    what is to come), and no row shorter than half the longest, short rows aside.
+    what is to come), and no row shorter than a quarter of the longest.
     """
     batch: list[_Prepared] = []
     for item in items:
         longest = batch[0].length if batch else item.length
         full = len(batch) >= num_rows or (len(batch) + 1) * (longest + room) > num_tokens
-        if batch and (full or item.length < longest // 2 - _SHORT):
+        if batch and (full or item.length < longest // 4):
             yield batch
             batch = []
         batch.append(item)
