@@ -142,7 +142,7 @@ class Student(Settings):
     model: str | None = None
     revision: str | None = None
     keep_layers: Positive | None = None
-    layer_rule: Literal["uniform", "contiguous", "block_influence"] = "contiguous"
+    layer_rule: Literal["uniform", "contiguous", "block_influence"] = "block_influence"
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:

@@ -147,6 +147,8 @@ def _train(
     examples: list[Example],
 ) -> list[dict[str, Any]]:
     """Train from the newest checkpoint on; gives the log: step, loss, learning rate, gradient norm."""
+    from transformers import PrinterCallback
+
     from llmdistill.train.checkpoints import MarkComplete, ShowProgress, latest_complete
 
     checkpoints = stage.dir / "checkpoints"
@@ -154,6 +156,7 @@ def _train(
     start = latest_complete(checkpoints)
     with quiet_libraries(), writing(checkpoints), progress("train", _num_steps(pipeline, len(examples))) as bar:
         trainer = _trainer(pipeline, teacher, trained, tokenizer, examples, checkpoints)
+        trainer.remove_callback(PrinterCallback)  # it writes to stdout
         trainer.add_callback(MarkComplete())
         trainer.add_callback(ShowProgress(bar))
         trainer.train(resume_from_checkpoint=str(start) if start else None)

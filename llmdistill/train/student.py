@@ -7,6 +7,7 @@ measurement behind the default rule.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def uniform(num_layers: int, keep: int) -> list[int]:
-    """Layers at equal distances, the first and the last among them."""
-    if keep == 1:
-        return [0]
-    return [round(index * (num_layers - 1) / (keep - 1)) for index in range(keep)]
+def uniform(hidden: Sequence[torch.Tensor], keep: int) -> list[int]:
+    """Layers at equal distances, the first and the last among them; what they do is not looked at."""
+    last = len(hidden) - 2
+    return [round(index * last / max(1, keep - 1)) for index in range(keep)]
 
 
 def block_influence(hidden: Sequence[torch.Tensor]) -> list[float]:
@@ -52,6 +52,9 @@ def contiguous(hidden: Sequence[torch.Tensor], keep: int) -> list[int]:
     return [layer for layer in range(num_layers) if not start <= layer < start + num_cut]
 
 
+RULES = {"uniform": uniform, "contiguous": contiguous, "block_influence": by_block_influence}
+
+
 def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     import torch
 
@@ -59,7 +62,7 @@ def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _angle(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float(_cosine(first, second).clamp(-1, 1).arccos().mean().item() / 3.141592653589793)
+    return float(_cosine(first, second).clamp(-1, 1).arccos().mean().item() / math.pi)
 
 
 def choose_layers(model: PreTrainedModel, keep: int, rule: str, batch: AlignedBatch) -> list[int]:
@@ -72,10 +75,7 @@ def choose_layers(model: PreTrainedModel, keep: int, rule: str, batch: AlignedBa
     if keep > num_layers:
         message = f"student.keep_layers is {keep}, but the teacher has {num_layers} layers"
         raise ModelError(message, where=model.config._name_or_path, do="set a smaller student.keep_layers")
-    if rule == "uniform":
-        return uniform(num_layers, keep)
-    hidden = hidden_states(model, batch)
-    return {"block_influence": by_block_influence, "contiguous": contiguous}[rule](hidden, keep)
+    return RULES[rule](hidden_states(model, batch), keep)
 
 
 def hidden_states(model: PreTrainedModel, batch: AlignedBatch) -> list[torch.Tensor]:

@@ -40,9 +40,9 @@ def cosine(first, second):
 
 
 def test_uniform_keeps_both_ends_and_equal_gaps():
-    assert uniform(30, 10) == [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
-    assert uniform(4, 4) == [0, 1, 2, 3]
-    assert uniform(4, 1) == [0]
+    assert uniform([torch.zeros(1)] * 31, 10) == [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
+    assert uniform([torch.zeros(1)] * 5, 4) == [0, 1, 2, 3]
+    assert uniform([torch.zeros(1)] * 5, 1) == [0]
 
 
 def test_hidden_states_are_what_each_layer_reads_and_writes(model, batch):
