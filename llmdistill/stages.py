@@ -34,10 +34,11 @@ def run_stages(pipeline: Pipeline, names: Sequence[str], *, fresh: bool = False)
     """
     manifests = {}
     with locked(pipeline.run_path):
-        if NEED_MODELS & set(names):
-            _find_models(pipeline)
         write_json(make_dir(pipeline.run_path) / "config.json", pipeline.model_dump(mode="json"))
+        first = next((name for name in names if name in NEED_MODELS), None)
         for name in names:
+            if name == first:
+                _find_models(pipeline)
             before = read_manifest(pipeline.run_path / name)
             manifests[name] = _function_of(name)(pipeline, fresh=fresh)
             say(_summary(manifests[name], done_before=manifests[name] == before))
