@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.config import Pipeline
-from llmdistill.engines.models import ModelSource, local_copy
+from llmdistill.engines.models import ModelSource, local_copy, num_parameters
 from llmdistill.errors import ModelError
 from llmdistill.generate.prompts import PromptSet, read_prompts
 from llmdistill.record import Record
@@ -147,26 +147,6 @@ def _evaluate_step(pipeline: Pipeline, sizes: _Sizes, held_out: int, prompt_toke
 def _tokens(record: Record) -> int:
     """Tokens of a prompt, from its length in UTF-8: about four bytes a token, for Hangul about three."""
     return max(1, len(record.question.encode()) // 4)
-
-
-def num_parameters(path: Path) -> int:
-    """Parameters of a saved model, from the headers of its safetensors files."""
-    total = 0
-    for file in path.glob("*.safetensors"):
-        try:
-            with open(file, "rb") as handle:
-                header = json.loads(handle.read(min(int.from_bytes(handle.read(8), "little"), file.stat().st_size)))
-            total += sum(_size(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError("not readable as safetensors", where=file, do="fetch the model again") from None
-    return total
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _share_kept(path: Path, parameters: int, keep: int) -> int:

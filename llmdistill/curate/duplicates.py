@@ -92,6 +92,7 @@ class _Index:
         self._sets: dict[int, frozenset[str]] = {}
 
     def add(self, position: int, text: str) -> None:
+        """Keep a text under its position."""
         tokens = shingles(text)
         self._sets[position] = tokens
         self._lsh.insert(position, _minhash(tokens))
@@ -105,6 +106,7 @@ class _Index:
         return Match(-position, similarity) if similarity >= self.threshold else None
 
     def match_or_add(self, position: int, text: str) -> Match | None:
+        """The text it nearly equals; where there is none, keep it."""
         match = self.match(text)
         if match is None:
             self.add(position, text)

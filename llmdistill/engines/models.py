@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -233,6 +235,19 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     configured = model.generation_config.eos_token_id if model.generation_config else None
     more = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys([tokenizer.eos_token_id, *(token for token in more if token is not None)]))
+
+
+def num_parameters(path: Path) -> int:
+    """Parameters of a saved model, from the headers of its safetensors files."""
+    total = 0
+    for file in path.glob("*.safetensors"):
+        try:
+            with open(file, "rb") as handle:
+                header = json.loads(handle.read(min(int.from_bytes(handle.read(8), "little"), file.stat().st_size)))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError("not readable as safetensors", where=file, do="fetch the model again") from None
+    return total
 
 
 def context_length(model: PreTrainedModel) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.config import Pipeline
-from llmdistill.engines.models import ModelSource
+from llmdistill.engines.models import ModelSource, num_parameters
 from llmdistill.engines.resume import find, model_parts
 from llmdistill.evaluate.answers import Answers, Contestant, ask
 from llmdistill.evaluate.measure import KINDS, Distances, measure, weigh
@@ -100,16 +100,8 @@ def _row(
 
 
 def _size(path: Path) -> dict[str, int]:
-    """Parameters and bytes on disk, read from the headers of the safetensors files."""
-    from safetensors import safe_open
-
-    num_parameters = 0
-    files = sorted(path.glob("*.safetensors"))
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                num_parameters += size
-    return {"parameters": num_parameters, "bytes": sum(file.stat().st_size for file in files)}
+    """Parameters, and bytes on disk."""
+    return {
+        "parameters": num_parameters(path),
+        "bytes": sum(file.stat().st_size for file in path.glob("*.safetensors")),
+    }
