@@ -6,6 +6,7 @@ how fast a result is reached but not the result, so they stay out of a stage's d
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,22 +69,92 @@ class Prompts(Settings):
     max_line_bytes: Positive = 1_000_000
 
 
+class Price(Settings):
+    """US dollars per million tokens."""
+
+    input: NotNegative
+    output: NotNegative
+
+
+class Vllm(Settings):
+    """Settings passed to vLLM as they are; None leaves vLLM's own default."""
+
+    tensor_parallel_size: Annotated[Positive, Execution] = 1
+    data_parallel_size: Annotated[Positive, Execution] = 1
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    max_model_len: Positive | None = None
+    gpu_memory_utilization: Annotated[Fraction | None, Execution] = None
+    max_num_seqs: Annotated[Positive | None, Execution] = None
+    max_num_batched_tokens: Annotated[Positive | None, Execution] = None
+    enforce_eager: Annotated[bool, Execution] = False
+
+
+class Api(Settings):
+    """A server that speaks OpenAI's chat completions.
+
+    `base_url` None takes $OPENAI_BASE_URL, else OpenAI's own; several are replicas of one model.
+    `api_key_env` names an environment variable; None takes OPENAI_API_KEY for OpenAI's own server and
+    sends no key elsewhere. `extra` is laid over each request's body; a null removes a key.
+    Seconds: `timeout` for one call, `max_retry_after` the longest wait a server may ask for,
+    `patience` how long to go on without a single answer.
+    """
+
+    base_url: Annotated[str | tuple[str, ...] | None, Execution] = None
+    api_key_env: Annotated[str | None, Execution] = None
+    batch: Annotated[bool, Execution] = False
+    batch_requests: Annotated[Positive, Execution] = 10_000
+    poll_seconds: Annotated[Positive, Execution] = 60
+    prefill: bool = False
+    token_ids: Annotated[bool, Execution] = False
+    extra: dict[str, Any] = {}
+    max_concurrency: Annotated[Positive, Execution] = 32
+    requests_per_minute: Annotated[Positive | None, Execution] = None
+    tokens_per_minute: Annotated[Positive | None, Execution] = None
+    timeout: Annotated[float, Field(gt=0.0), Execution] = 300.0
+    max_retry_after: Annotated[NotNegative, Execution] = 120.0
+    patience: Annotated[NotNegative, Execution] = 600.0
+    max_reply_bytes: Annotated[Positive, Execution] = 16_000_000
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", value):
+            raise ValueError("it should be the name of an environment variable (capitals), never the key itself")
+        return value
+
+
 class Model(Settings):
-    """A language model, by local directory, Hub id, or the name of one shipped in a package."""
+    """A language model, by local directory, Hub id, the name of one shipped in a package, or a server's name for it.
+
+    `weights` says where the weights of a served model are to be had; training on the teacher's
+    distribution needs them. `price` overrides the price table. `accept_terms` says that a person has
+    read the model's terms where they restrict training on its answers.
+    """
 
     model: str
     revision: str | None = None
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm", "openai"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Annotated[str, Execution] = "auto"
     batch_size: Annotated[Positive, Execution] = 16
     trust_remote_code: bool = False
+    weights: str | None = None
+    vllm: Vllm = Vllm()
+    api: Api = Api()
+    price: Annotated[Price | None, Execution] = None
+    accept_terms: Annotated[bool, Execution] = False
 
     @model_validator(mode="after")
     def _pinned_remote_code(self) -> Model:
         if self.trust_remote_code and not self.revision:
             raise ValueError("trust_remote_code needs a pinned revision")
         return self
+
+    @property
+    def can_prefill(self) -> bool:
+        """Whether the engine can make an answer begin with given text."""
+        return self.engine != "openai" or (self.api.prefill and not self.api.batch)
 
 
 class Generate(Settings):
@@ -94,6 +165,7 @@ class Generate(Settings):
     temperature: NotNegative = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    truncated: Literal["keep", "reject"] = "keep"
     unparsed: Literal["keep", "reject"] = "reject"
     shard_size: Positive = 1000
 
@@ -199,6 +271,16 @@ class Evaluate(Settings):
     repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
 
 
+class Budget(Settings):
+    """What a run may spend in all, every stage and every process of it. None is no limit.
+
+    `max_cost` in US dollars; `max_tokens` counts those read and those written.
+    """
+
+    max_cost: NotNegative | None = None
+    max_tokens: int | None = Field(default=None, ge=0)
+
+
 class Report(Settings):
     """What the report shows."""
 
@@ -222,11 +304,22 @@ class Pipeline(Settings):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+    budget: Budget = Budget()
 
     @property
     def run_path(self) -> Path:
         """The run directory."""
         return Path(self.run_dir) if self.run_dir else Path("data") / "runs" / self.name
+
+    @property
+    def needs_teacher_weights(self) -> bool:
+        """Whether the student is made of the teacher, or learns its distribution."""
+        return self.train.method == "kd" or self.student.keep_layers is not None
+
+    @property
+    def has_teacher_weights(self) -> bool:
+        """Whether the teacher's weights are to be had, or must be."""
+        return self.teacher.engine != "openai" or self.teacher.weights is not None or self.needs_teacher_weights
 
     @property
     def train_seed(self) -> int:

@@ -67,6 +67,10 @@ class AccountingError(StageError):
     """Records went missing or were counted twice: input != kept + rejected + failed."""
 
 
+class ServerError(StageError):
+    """A server refuses every request (key, model or address are wrong); the answers so far are kept."""
+
+
 class DamagedError(StageError):
     """A file of the run directory is torn or was changed by something else."""
 
@@ -79,6 +83,18 @@ class RejectsError(LlmdistillError):
     """The stage finished, but nothing (or too little) was left over."""
 
     exit_code = 3
+
+
+class BudgetError(LlmdistillError):
+    """The next call could exceed the budget; the answers so far are kept."""
+
+    exit_code = 4
+
+
+class TryLaterError(LlmdistillError):
+    """A server does not answer for now; the answers so far are kept."""
+
+    exit_code = 75
 
 
 class BusyError(LlmdistillError):

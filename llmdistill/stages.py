@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 
-from llmdistill.config import Pipeline
+from llmdistill.config import Model, Pipeline
 from llmdistill.run.files import make_dir, write_json
 from llmdistill.run.lock import locked
 from llmdistill.run.manifest import Manifest, read_manifest
@@ -24,9 +24,18 @@ STAGES = {
 
 NEED_MODELS = {"generate", "filter", "train", "evaluate"}
 
+ASK = {"generate", "filter"}
+"""Stages that ask a model about every record, and in which a record can fail."""
 
-def run_stages(pipeline: Pipeline, names: Sequence[str], *, fresh: bool = False) -> dict[str, Manifest]:
+
+def run_stages(
+    pipeline: Pipeline, names: Sequence[str], *, fresh: bool = False, retry_failed: bool = False
+) -> dict[str, Manifest]:
     """Run the named stages in their order; finished ones are skipped. One process at a time.
+
+    Args:
+        fresh: do stages over whose costly settings changed.
+        retry_failed: ask again for the records that failed in a finished stage.
 
     Raises:
         BusyError: another process works on this run.
@@ -38,23 +47,26 @@ def run_stages(pipeline: Pipeline, names: Sequence[str], *, fresh: bool = False)
         first = next((name for name in names if name in NEED_MODELS), None)
         for name in names:
             if name == first:
-                _find_models(pipeline)
+                _find_models(pipeline, names)
             before = read_manifest(pipeline.run_path / name)
-            manifests[name] = _function_of(name)(pipeline, fresh=fresh)
+            more = {"retry_failed": retry_failed} if name in ASK else {}
+            manifests[name] = _function_of(name)(pipeline, fresh=fresh, **more)
             say(_summary(manifests[name], done_before=manifests[name] == before))
     return manifests
 
 
-def _find_models(pipeline: Pipeline) -> None:
+def _find_models(pipeline: Pipeline, names: Sequence[str]) -> None:
     """Find every model that a stage will need, so that a wrong name stops the run before anything is spent."""
-    from llmdistill.engines.models import find_model
+    from llmdistill.engines.resume import find, find_weights
 
-    named = [pipeline.teacher, pipeline.filter.judge.model if pipeline.filter.judge else None]
-    wanted = {(model.model, model.revision, model.trust_remote_code) for model in named if model}
+    asked = [pipeline.teacher, pipeline.filter.judge.model if pipeline.filter.judge else None]
+    for model in asked:
+        if model:
+            find(model)
+    if pipeline.teacher.engine == "openai" and pipeline.has_teacher_weights and {"train", "evaluate"} & set(names):
+        find_weights(pipeline.teacher)
     if pipeline.student.model:
-        wanted.add((pipeline.student.model, pipeline.student.revision, False))
-    for name, revision, trust_remote_code in sorted(wanted, key=str):
-        find_model(name, revision, trust_remote_code)
+        find(Model(model=pipeline.student.model, revision=pipeline.student.revision))
 
 
 def _function_of(name: str) -> Callable[..., Manifest]:
@@ -71,4 +83,6 @@ def _summary(manifest: Manifest, done_before: bool) -> str:
         return f"{name} done"
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts.reasons.items())
     dropped = f", {counts.rejected:,} rejected ({reasons})" if counts.rejected else ""
-    return f"{name} {counts.input:,} in, {counts.kept:,} kept{dropped}, {manifest.usage.seconds:,.0f} s"
+    failed = f", {counts.failed:,} failed (--retry-failed asks them again)" if counts.failed else ""
+    took = ", ".join(part for part in (f"{manifest.usage.seconds:,.0f} s", manifest.usage.cost_words) if part)
+    return f"{name} {counts.input:,} in, {counts.kept:,} kept{dropped}{failed}, {took}"

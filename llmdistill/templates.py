@@ -27,7 +27,7 @@ AnyTemplate = TypeVar("AnyTemplate", bound="Template")
 
 
 class Template(Settings):
-    """A prompt file. `prefill` is text that the model's reply is made to begin with (local engines)."""
+    """A prompt file. `prefill` is text that the reply is made to begin with, by engines that can do that."""
 
     values: ClassVar[tuple[str, ...]] = ("prompt",)
     """Names of the values there are; the first one must be in the text."""

@@ -13,6 +13,11 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.epochs=2.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do stages over whose settings changed (old results are kept).")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again for records that got no answer.")]
+MaxCost = Annotated[float | None, typer.Option("--max-cost", metavar="USD", help="Stop before the run has cost more.")]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", metavar="N", help="Stop before it has taken more tokens.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -20,3 +25,9 @@ def print_json(value: Any) -> None:
     """Write a value as JSON to stdout."""
     json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
     print()
+
+
+def with_budget(overrides: list[str] | None, max_cost: float | None, max_tokens: int | None) -> list[str]:
+    """The overrides, with those of the budget flags."""
+    limits = {"max_cost": max_cost, "max_tokens": max_tokens}
+    return [*(overrides or []), *(f"budget.{name}={value}" for name, value in limits.items() if value is not None)]

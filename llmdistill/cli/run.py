@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from llmdistill.cli.options import AsJson, Fresh, Overrides, PipelineFile, print_json
+from llmdistill.cli.options import (
+    AsJson,
+    Fresh,
+    MaxCost,
+    MaxTokens,
+    Overrides,
+    PipelineFile,
+    RetryFailed,
+    print_json,
+    with_budget,
+)
 
 
-def run(pipeline: PipelineFile, set_: Overrides = None, fresh: Fresh = False, as_json: AsJson = False) -> None:
+def run(
+    pipeline: PipelineFile,
+    set_: Overrides = None,
+    fresh: Fresh = False,
+    retry_failed: RetryFailed = False,
+    max_cost: MaxCost = None,
+    max_tokens: MaxTokens = None,
+    as_json: AsJson = False,
+) -> None:
     """Run every stage, from prompts to the report. The same command again goes on where it stopped."""
     from llmdistill.cli.tables import print_comparison
     from llmdistill.pipeline_file import load_pipeline
     from llmdistill.run.progress import say
     from llmdistill.stages import STAGES, run_stages
 
-    settings = load_pipeline(pipeline, set_ or [])
-    manifests = run_stages(settings, list(STAGES), fresh=fresh)
+    settings = load_pipeline(pipeline, with_budget(set_, max_cost, max_tokens))
+    manifests = run_stages(settings, list(STAGES), fresh=fresh, retry_failed=retry_failed)
     if as_json:
         print_json({name: asdict(manifest) for name, manifest in manifests.items()})
     else:

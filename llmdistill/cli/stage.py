@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
-from llmdistill.cli.options import AsJson, Fresh, Overrides, PipelineFile, print_json
+from llmdistill.cli.options import (
+    AsJson,
+    Fresh,
+    MaxCost,
+    MaxTokens,
+    Overrides,
+    PipelineFile,
+    RetryFailed,
+    print_json,
+    with_budget,
+)
 
 HELP = {
     "generate": "Read the prompts and ask the teacher for a rationale and an answer to each.",
@@ -17,19 +27,39 @@ HELP = {
 }
 
 
+ASK = ("generate", "filter", "evaluate")
+"""Stages that ask models, so that a budget concerns them."""
+
+
 def command(name: str) -> Callable[..., None]:
     """The command function of a stage. It returns at once when the stage is done."""
 
     def stage(pipeline: PipelineFile, set_: Overrides = None, fresh: Fresh = False, as_json: AsJson = False) -> None:
-        from llmdistill.cli.tables import print_comparison
-        from llmdistill.pipeline_file import load_pipeline
-        from llmdistill.stages import run_stages
+        _run(name, pipeline, set_ or [], as_json, fresh=fresh)
 
-        names = ["prompts", "generate"] if name == "generate" else [name]
-        manifest = run_stages(load_pipeline(pipeline, set_ or []), names, fresh=fresh)[name]
-        if as_json:
-            print_json(asdict(manifest))
-        elif name == "evaluate":
-            print_comparison(manifest.metrics["table"])
+    def asking_stage(
+        pipeline: PipelineFile,
+        set_: Overrides = None,
+        fresh: Fresh = False,
+        retry_failed: RetryFailed = False,
+        max_cost: MaxCost = None,
+        max_tokens: MaxTokens = None,
+        as_json: AsJson = False,
+    ) -> None:
+        overrides = with_budget(set_, max_cost, max_tokens)
+        _run(name, pipeline, overrides, as_json, fresh=fresh, retry_failed=retry_failed)
 
-    return stage
+    return asking_stage if name in ASK else stage
+
+
+def _run(name: str, pipeline: str, overrides: list[str], as_json: bool, **flags: bool) -> None:
+    from llmdistill.cli.tables import print_comparison
+    from llmdistill.pipeline_file import load_pipeline
+    from llmdistill.stages import run_stages
+
+    names = ["prompts", "generate"] if name == "generate" else [name]
+    manifest = run_stages(load_pipeline(pipeline, overrides), names, **flags)[name]
+    if as_json:
+        print_json(asdict(manifest))
+    elif name == "evaluate":
+        print_comparison(manifest.metrics["table"])

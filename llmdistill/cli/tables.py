@@ -11,9 +11,7 @@ from rich.table import Table
 _ROLES = ("teacher", "untrained", "student")
 
 
-def _interval(value: dict[str, float] | None) -> str:
-    if value is None:
-        return "-"
+def _interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
 
 
@@ -41,5 +39,6 @@ def print_comparison(table: dict[str, dict[str, Any]]) -> None:
     for role in _ROLES:
         shown.add_column(role, justify="right")
     for key, (label, form) in _ROWS.items():
-        shown.add_row(label, *(form(table[role][key]) for role in _ROLES))
+        values = [table[role].get(key) for role in _ROLES]
+        shown.add_row(label, *("-" if value is None else form(value) for value in values))
     Console().print(shown)

@@ -12,7 +12,7 @@ from llmdistill.config import Curate, Pipeline
 from llmdistill.curate.duplicates import Match, near_copies_of, near_duplicates
 from llmdistill.curate.embed import hidden_states, tfidf
 from llmdistill.curate.select import METHODS
-from llmdistill.engines.resume import find
+from llmdistill.engines.resume import find_weights
 from llmdistill.errors import RejectsError
 from llmdistill.record import Record, Reject, Selection
 from llmdistill.run.digest import Parts, flatten
@@ -31,7 +31,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         **inputs_of(pipeline.run_path, "prompts", "filter"),
     }
     if pipeline.curate.embed == "teacher":
-        parts["curate.embed_revision"] = find(pipeline.teacher).revision
+        parts["curate.embed_revision"] = find_weights(pipeline.teacher).revision
     stage = begin(pipeline.run_path, "curate", parts, fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
@@ -118,7 +118,7 @@ def _rank(record: Record) -> int:
 
 def _embed(texts: list[str], pipeline: Pipeline) -> np.ndarray:
     if pipeline.curate.embed == "teacher":
-        return hidden_states(texts, find(pipeline.teacher))
+        return hidden_states(texts, find_weights(pipeline.teacher))
     return tfidf(texts, pipeline.seed)
 
 

@@ -33,6 +33,14 @@ class ModelSource:
     trust_remote_code: bool = False
 
 
+@dataclass(frozen=True)
+class Served:
+    """A model that a server holds: its name there, and what identifies it."""
+
+    name: str
+    revision: str
+
+
 def find_model(name: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
     """Find a model: a copy on this machine, else the Hub, else a package.
 
@@ -222,6 +230,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def same_tokens(one: ModelSource, other: ModelSource) -> bool:
+    """Whether two models give the same ids to the same tokens, so that their distributions can be compared."""
+    return bool(load_tokenizer(one).get_vocab() == load_tokenizer(other).get_vocab())
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:

@@ -1,30 +1,24 @@
 """The embedded engine: any causal language model, batched, on CPU or GPU.
 
-Requests are sorted by length so that a batch pads little; completions come out
-one batch at a time.
+Requests are taken some at a time and sorted by length, so that a batch pads
+little; completions come out one batch at a time.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llmdistill.config import Model
 from llmdistill.engines.aligned import AlignedBatch, align, target_logits
-from llmdistill.engines.base import Completion, Request, Sampling
-from llmdistill.engines.models import (
-    ModelSource,
-    context_length,
-    end_token_ids,
-    load_model,
-    load_tokenizer,
-    render_prompt,
-)
-from llmdistill.errors import ModelError
+from llmdistill.engines.base import Completion, Request, Sampling, TopLogprobs
+from llmdistill.engines.models import ModelSource, context_length, end_token_ids, load_model, load_tokenizer
+from llmdistill.engines.prepare import Prepared, decode, prepare, seed_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENS_PER_ROW = 512
@@ -34,18 +28,8 @@ _SCORING_TOKENS = 2048
 """Padded tokens per batch when nothing is generated: keeps the matrix products busy and the logits small."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request as token ids: the prompt (prefill included), and what is to be scored after it."""
-
-    request: Request
-    prompt: list[int]
-    target: list[int]
-    choice_tokens: dict[str, int]
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.target)
+_TAKEN = 2048
+"""Requests taken at a time: enough to sort into batches of like length, few enough to keep in memory."""
 
 
 class TransformersEngine:
@@ -69,14 +53,21 @@ class TransformersEngine:
         """Free the model's memory."""
         del self.model
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def status(self) -> str:
+        """Nothing to say beside the progress."""
+        return ""
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Stream completions batch by batch, longest prompts first so that a lack of memory shows at once."""
-        prepared = [self._prepare(request) for request in requests]
+        source = iter(requests)
+        while taken := list(itertools.islice(source, _TAKEN)):
+            yield from self._complete(taken)
+
+    def _complete(self, requests: list[Request]) -> Iterator[Completion]:
         fitting = []
-        for item in prepared:
-            room = item.request.sampling.max_new_tokens if item.request.sampling else 0
-            if item.length + room > context_length(self.model):
-                yield Completion(item.request.id, finish_reason="too_long", prompt_tokens=len(item.prompt))
+        for item in (prepare(self.tokenizer, request) for request in requests):
+            if item.length + item.room > context_length(self.model):
+                yield item.too_long()
             else:
                 fitting.append(item)
         fitting.sort(key=lambda item: (-item.length, item.request.id))
@@ -85,38 +76,16 @@ class TransformersEngine:
             if sampling is not None:
                 tokens = self.batch_size * _TOKENS_PER_ROW
                 for batch in _batches(same, tokens, self.batch_size, sampling.max_new_tokens):
-                    yield from self._generate(batch, sampling)
+                    yield from self._add_logprobs(batch, self._generate(batch, sampling))
             else:
                 for batch in _batches(same, _SCORING_TOKENS, len(same)):
                     yield from self._score(batch)
 
-    def _prepare(self, request: Request) -> _Prepared:
-        prompt = render_prompt(self.tokenizer, request.messages)
-        prompt += self._encode(request.prefill) if request.prefill else []
-        if request.choices:
-            return self._prepare_choices(request, prompt)
-        target = self._encode(request.given) + [self.tokenizer.eos_token_id] if request.given is not None else []
-        return _Prepared(request, prompt, target, {})
-
-    def _prepare_choices(self, request: Request, prompt: list[int]) -> _Prepared:
-        """Choices share a beginning (a space, say) and differ in the token after it."""
-        encoded = {choice: self._encode(choice) for choice in request.choices}
-        shared = _common_prefix(list(encoded.values()))
-        tokens = {choice: ids[shared] for choice, ids in encoded.items() if len(ids) > shared}
-        if len(set(tokens.values())) < len(request.choices):
-            message = f"the tokenizer does not tell the choices {', '.join(request.choices)} apart by one token"
-            raise ModelError(message, do="use other choices in the rubric")
-        first = next(iter(encoded.values()))
-        return _Prepared(request, prompt + first[:shared], [first[shared]], tokens)
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def _generate(self, batch: list[_Prepared], sampling: Sampling) -> Iterator[Completion]:
+    def _generate(self, batch: list[Prepared], sampling: Sampling) -> Iterator[Completion]:
         import torch
 
         aligned = self._align(batch)
-        torch.manual_seed(_seed_of(batch, sampling))
+        torch.manual_seed(seed_of(batch[0].request))
         with torch.inference_mode():
             out = self.model.generate(
                 input_ids=aligned.input_ids,
@@ -138,65 +107,79 @@ class TransformersEngine:
             options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         return options
 
-    def _completion(self, item: _Prepared, row: list[int], sampling: Sampling) -> Completion:
+    def _completion(self, item: Prepared, row: list[int], sampling: Sampling) -> Completion:
         """Cut a generated row at its end token."""
         length = next((index for index, token in enumerate(row) if token in self._ends), len(row))
         stopped, token_ids = length < len(row), row[:length]
-        text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Completion(
             item.request.id,
-            text=text,
+            text=decode(self.tokenizer, token_ids),
             token_ids=token_ids,
             finish_reason="stop" if stopped else "length",
             prompt_tokens=len(item.prompt),
             completion_tokens=len(token_ids) + stopped,
         )
 
-    def _score(self, batch: list[_Prepared]) -> Iterator[Completion]:
-        """Log-probabilities of given tokens, from one forward pass."""
-        import torch
+    def _add_logprobs(self, batch: list[Prepared], completions: Iterable[Completion]) -> Iterator[Completion]:
+        """Score written answers whose log-probabilities are asked for: what generation gives is not the raw model's."""
+        asked = []
+        for item, completion in zip(batch, completions, strict=True):
+            if item.request.top_logprobs:
+                asked.append((dataclasses.replace(item, target=completion.token_ids), completion))
+            else:
+                yield completion
+        asked.sort(key=lambda pair: -pair[0].length)
+        written = iter([completion for _, completion in asked])
+        for part in _batches([item for item, _ in asked], _SCORING_TOKENS, len(asked)):
+            for item, row in zip(part, self._logprobs(part), strict=True):
+                logprobs, top = _of_target(row, item)
+                yield dataclasses.replace(next(written), token_logprobs=logprobs, top_logprobs=top)
 
-        with torch.inference_mode():
-            logprobs = target_logits(self.model, self._align(batch)).float().log_softmax(-1)
-        for item, row in zip(batch, logprobs, strict=True):
+    def _score(self, batch: list[Prepared]) -> Iterator[Completion]:
+        """Log-probabilities of given tokens, from one forward pass."""
+        for item, row in zip(batch, self._logprobs(batch), strict=True):
             choices = {text: row[0, token].item() for text, token in item.choice_tokens.items()}
-            given = [row[index, token].item() for index, token in enumerate(item.target)]
+            logprobs, top = _of_target(row, item)
             yield Completion(
                 item.request.id,
                 text=item.request.given or "",
                 token_ids=[] if choices else item.target,
                 finish_reason="scored",
                 prompt_tokens=item.length,
-                token_logprobs=None if choices else given,
+                token_logprobs=None if choices else logprobs,
+                top_logprobs=None if choices else top,
                 choice_logprobs=choices or None,
             )
 
-    def _align(self, batch: list[_Prepared]) -> AlignedBatch:
+    def _logprobs(self, batch: list[Prepared]) -> torch.Tensor:
+        """Log-probabilities at the positions that predict targets: [rows, targets, vocabulary]."""
+        import torch
+
+        with torch.inference_mode():
+            return target_logits(self.model, self._align(batch)).float().log_softmax(-1)
+
+    def _align(self, batch: list[Prepared]) -> AlignedBatch:
         prompts, targets = [item.prompt for item in batch], [item.target for item in batch]
         return align(prompts, targets, self.tokenizer.pad_token_id, self.model.device)
 
 
-def _common_prefix(rows: list[list[int]]) -> int:
-    length = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        length += 1
-    return length
+def _of_target(row: torch.Tensor, item: Prepared) -> tuple[list[float], TopLogprobs | None]:
+    """Log-probability of each target token, and the likeliest tokens at its position if they are asked for."""
+    logprobs = [row[index, token].item() for index, token in enumerate(item.target)]
+    if not item.request.top_logprobs:
+        return logprobs, None
+    top = row[: len(item.target)].topk(min(item.request.top_logprobs, row.shape[-1]))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return logprobs, [list(zip(ids, values, strict=True)) for ids, values in pairs]
 
 
-def _seed_of(batch: list[_Prepared], sampling: Sampling) -> int:
-    """A batch's own seed, so that its answers do not depend on the batches before it."""
-    return zlib.crc32(batch[0].request.id.encode()) ^ (sampling.seed & 0xFFFFFFFF)
-
-
-def _batches(items: list[_Prepared], num_tokens: int, num_rows: int, room: int = 0) -> Iterator[list[_Prepared]]:
+def _batches(items: list[Prepared], num_tokens: int, num_rows: int, room: int = 0) -> Iterator[list[Prepared]]:
     """Cut items, longest first, into batches that pad little and fit the memory.
 
     A batch holds at most `num_rows` rows and `num_tokens` padded tokens (each row with `room` for
     what is to come), and no row shorter than a quarter of the longest.
     """
-    batch: list[_Prepared] = []
+    batch: list[Prepared] = []
     for item in items:
         longest = batch[0].length if batch else item.length
         full = len(batch) >= num_rows or (len(batch) + 1) * (longest + room) > num_tokens

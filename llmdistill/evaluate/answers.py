@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from llmdistill.config import Model, Pipeline
 from llmdistill.engines.base import Completion, Request, Sampling
-from llmdistill.engines.models import ModelSource
 from llmdistill.engines.resume import LazyEngine, complete_all
 from llmdistill.record import Message, Record
 from llmdistill.run.digest import Parts
+from llmdistill.run.journal import Journal
 from llmdistill.run.stage import Stage
 from llmdistill.templates import TeacherTemplate
 
@@ -22,7 +22,7 @@ class Contestant:
     """One model to compare. Only the teacher is asked through the template; the students are asked as in training."""
 
     role: str
-    source: ModelSource
+    settings: Model
     template: TeacherTemplate | None = None
 
     def messages(self, record: Record) -> list[Message]:
@@ -31,46 +31,44 @@ class Contestant:
 
     def request(self, record: Record, sampling: Sampling) -> Request:
         """One held-out prompt for this model."""
-        prefill = self.template.prefill if self.template else ""
+        prefill = self.template.prefill if self.template and self.settings.can_prefill else ""
         return Request(record.id, self.messages(record), sampling, prefill=prefill)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's replies by record id, and its speed in generated tokens per second."""
+    """A model's replies by record id, and its speed in generated tokens per second (None when it is served)."""
 
     replies: dict[str, Completion]
-    tokens_per_second: float
+    tokens_per_second: float | None
 
 
 def ask(contestant: Contestant, records: list[Record], pipeline: Pipeline, stage: Stage, depends_on: Parts) -> Answers:
     """Greedy answers of one model; those on disk are not asked for again."""
     settings = pipeline.evaluate
     sampling = Sampling(settings.max_new_tokens, repetition_penalty=settings.repetition_penalty)
-    engine = LazyEngine(_as_settings(contestant.source, pipeline.teacher), contestant.source)
+    engine = LazyEngine.of(pipeline, contestant.settings, "evaluate")
     key = {**depends_on, "role": contestant.role, **settings.digest_view()}
     try:
         with stage.journal(key) as journal:
             requests = [contestant.request(record, sampling) for record in records]
-            replies = complete_all(requests, journal, engine.get, f"answers of the {contestant.role}")
-            if "speed" not in journal:
-                journal.append("speed", tokens_per_second=_speed(contestant, records, engine))
-            return Answers(replies, float(journal["speed"]["tokens_per_second"]))
+            replies = complete_all(requests, journal, engine, f"answers of the {contestant.role}")
+            return Answers(replies, _speed(contestant, records, engine, journal))
     finally:
         engine.close()
 
 
-def _as_settings(source: ModelSource, like: Model) -> Model:
-    """Settings that load `source` the way the teacher is loaded."""
-    return like.model_copy(update={"model": str(source.path)})
-
-
-def _speed(contestant: Contestant, records: list[Record], engine: LazyEngine) -> float:
+def _speed(contestant: Contestant, records: list[Record], engine: LazyEngine, journal: Journal) -> float | None:
     """Tokens per second on the shortest prompts (writing is measured, not reading), after one warm-up."""
-    some = sorted(records, key=lambda record: (len(record.question), record.id))[:_SPEED_PROMPTS]
-    for num_tokens in (2, _SPEED_TOKENS):
-        requests = [contestant.request(record, Sampling(num_tokens)) for record in some]
-        started = time.monotonic()
-        done = list(engine.get().complete(requests))
-        seconds = time.monotonic() - started
-    return sum(completion.completion_tokens for completion in done) / seconds
+    if contestant.settings.engine == "openai":
+        return None
+    if "speed" not in journal:
+        some = sorted(records, key=lambda record: (len(record.question), record.id))[:_SPEED_PROMPTS]
+        for num_tokens in (2, _SPEED_TOKENS):
+            requests = [contestant.request(record, Sampling(num_tokens)) for record in some]
+            started = time.monotonic()
+            done = list(engine.get().complete(requests))
+            seconds = time.monotonic() - started
+        written = sum(completion.completion_tokens for completion in done)
+        journal.append("speed", tokens_per_second=written / seconds)
+    return float(journal["speed"]["tokens_per_second"])

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmdistill.config import Pipeline
 from llmdistill.engines.aligned import align, target_logits
 from llmdistill.engines.base import Completion
-from llmdistill.engines.models import load_model, load_tokenizer, render_prompt
+from llmdistill.engines.models import ModelSource, load_model, load_tokenizer, render_prompt
 from llmdistill.evaluate.answers import Contestant
 from llmdistill.record import Record
 from llmdistill.run.failpoint import failpoint
@@ -39,24 +38,28 @@ def measure(
     records: list[Record],
     teacher_replies: Mapping[str, Completion],
     contestants: Mapping[str, Contestant],
-    pipeline: Pipeline,
+    sources: Mapping[str, ModelSource],
     journal: Journal,
 ) -> Distances:
-    """Score every model on the same texts. One row per record in the journal, so a kill costs one record."""
+    """Score every model whose weights are here on the same texts. A kill costs one record.
+
+    Without the teacher's weights there is no distance to it, only each student's cross-entropy.
+    """
     owed = [record for record in records if record.id not in journal]
     if owed:
-        settings = pipeline.teacher
-        models = {
-            role: load_model(contestant.source, settings.dtype, settings.device)
-            for role, contestant in contestants.items()
-        }
-        tokenizer = load_tokenizer(contestants["student"].source)
+        settings = contestants["student"].settings
+        models = {role: load_model(source, settings.dtype, settings.device) for role, source in sources.items()}
+        tokenizer = load_tokenizer(sources["student"])
         with progress("measure", len(records), len(records) - len(owed)) as bar:
             for record in owed:
                 texts = {"teacher_text": _teacher_target(record, teacher_replies[record.id], tokenizer)}
                 if record.reference and record.reference.strip():
                     texts["human_text"] = _target(record.reference.strip(), tokenizer)
-                prompts = {role: render_prompt(tokenizer, who.messages(record)) for role, who in contestants.items()}
+                prompts = {
+                    role: render_prompt(tokenizer, who.messages(record))
+                    for role, who in contestants.items()
+                    if role in models
+                }
                 sums = {kind: _compare(models, prompts, ids, tokenizer.pad_token_id) for kind, ids in texts.items()}
                 journal.append(record.id, sums=sums)
                 failpoint("evaluate.after_record")
@@ -87,25 +90,26 @@ def _compare(
         for role, model in models.items():
             batch = align([prompts[role]], [target], pad_id, model.device)
             logits[role] = target_logits(model, batch)[0].float()
-    return {role: distances(own, logits["teacher"], batch.labels[0]) for role, own in logits.items()}
+    return {role: distances(own, logits.get("teacher"), batch.labels[0]) for role, own in logits.items()}
 
 
-def distances(logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor) -> Sums:
+def distances(logits: torch.Tensor, teacher_logits: torch.Tensor | None, labels: torch.Tensor) -> Sums:
     """KL(teacher || model), agreement of the likeliest token and cross-entropy, summed over tokens.
 
     Args:
         logits: [tokens, vocabulary] of the model.
         teacher_logits: [tokens, vocabulary]; vocabularies padded to different sizes are cut to the shared ids.
+            Without them there is only the cross-entropy.
         labels: [tokens] ids of the text.
     """
+    cross_entropy = float(-logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).sum())
+    sums = {"ce": cross_entropy, "tokens": float(len(labels))}
+    if teacher_logits is None:
+        return sums
     shared = min(logits.shape[-1], teacher_logits.shape[-1])
     own, teacher = logits[:, :shared].log_softmax(-1), teacher_logits[:, :shared].log_softmax(-1)
-    return {
-        "kl": float((teacher.exp() * (teacher - own)).sum()),
-        "top1": float((own.argmax(-1) == teacher.argmax(-1)).sum()),
-        "ce": float(-logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).sum()),
-        "tokens": float(len(labels)),
-    }
+    kl = float((teacher.exp() * (teacher - own)).sum())
+    return sums | {"kl": kl, "top1": float((own.argmax(-1) == teacher.argmax(-1)).sum())}
 
 
 def weigh(sums: Sequence[Sums], name: str, seed: int = 0) -> dict[str, float] | None:

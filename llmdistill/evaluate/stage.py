@@ -6,19 +6,20 @@ where the prompts have them. Every model is scored on the same tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmdistill.config import Pipeline
-from llmdistill.engines.models import ModelSource, num_parameters
-from llmdistill.engines.resume import find, model_parts
+from llmdistill.engines.models import ModelSource, num_parameters, same_tokens
+from llmdistill.engines.resume import find, find_weights, model_parts
 from llmdistill.evaluate.answers import Answers, Contestant, ask
 from llmdistill.evaluate.measure import KINDS, Distances, measure, weigh
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
-from llmdistill.run.manifest import Counts, Manifest
+from llmdistill.run.manifest import Counts, Manifest, Usage
 from llmdistill.run.stage import begin, inputs_of, read_records, write_part
 from llmdistill.templates import TeacherTemplate, load_template
 
@@ -27,10 +28,9 @@ ROLES = ("teacher", "untrained", "student")
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Compare student, untrained student and teacher on the held-out prompts."""
-    teacher = find(pipeline.teacher)
     template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
     asked_teacher: Parts = {
-        **model_parts("teacher", pipeline.teacher, teacher),
+        **model_parts("teacher", pipeline.teacher, find(pipeline.teacher)),
         "generate.template_sha256": template_hash,
     }
     asked_student = inputs_of(pipeline.run_path, "train")
@@ -43,30 +43,58 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     stage = begin(pipeline.run_path, "evaluate", parts, fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
+    started = time.monotonic()
     records = read_records(pipeline.run_path / "prompts" / "held_out.parquet")[: pipeline.evaluate.limit]
     if not records:
         return stage.finish(Counts(0, 0, 0), metrics={"table": {}})
-    contestants = _contestants(pipeline.run_path / "train", teacher, template)
+    contestants = _contestants(pipeline, template)
     asked = {"teacher": asked_teacher, "untrained": asked_student, "student": asked_student}
     answers = {role: ask(contestants[role], records, pipeline, stage, asked[role]) for role in ROLES}
     usable = [record for record in records if _has_text(answers["teacher"], record)]
     rejects = [Reject(record, "evaluate", "no_teacher_answer") for record in records if record not in usable]
-    with stage.journal({**parts, "what": "distances"}) as journal:
-        distances = measure(usable, answers["teacher"].replies, contestants, pipeline, journal)
+    sources = _weights(pipeline)
+    with stage.journal({**parts, "what": "distances", "measured": sorted(sources)}) as journal:
+        distances = measure(usable, answers["teacher"].replies, contestants, sources, journal)
     write_part(stage, 0, [_result(record, answers, distances) for record in usable])
     reasons = stage.write_rejects(rejects)
     compared = ROLES if usable else ()
-    table = {role: _row(role, contestants[role].source, usable, answers[role], distances) for role in compared}
+    table = {role: _row(role, sources.get(role), usable, answers[role], distances) for role in compared}
     counts = Counts(len(records), len(usable), len(rejects), reasons=reasons)
-    return stage.finish(counts, metrics={"table": table})
+    return stage.finish(counts, _usage(answers, time.monotonic() - started), metrics={"table": table})
 
 
-def _contestants(train_dir: Path, teacher: ModelSource, template: TeacherTemplate) -> dict[str, Contestant]:
-    found = {"teacher": Contestant("teacher", teacher, template)}
+def _contestants(pipeline: Pipeline, template: TeacherTemplate) -> dict[str, Contestant]:
+    """The teacher is asked where it is; the students are local, loaded the way a local teacher would be."""
+    found = {"teacher": Contestant("teacher", pipeline.teacher, template)}
     for role in ("untrained", "student"):
-        path = train_dir / role
-        found[role] = Contestant(role, ModelSource(role, path, role))
+        path = str(pipeline.run_path / "train" / role)
+        local = {"model": path, "revision": None, "engine": "transformers", "trust_remote_code": False}
+        found[role] = Contestant(role, pipeline.teacher.model_copy(update=local))
     return found
+
+
+def _weights(pipeline: Pipeline) -> dict[str, ModelSource]:
+    """Where the weights of each model lie; a served teacher may have none, or a tokenizer of another kind."""
+    train_dir = pipeline.run_path / "train"
+    found = {role: ModelSource(role, train_dir / role, role) for role in ("untrained", "student")}
+    if pipeline.has_teacher_weights:
+        teacher = find_weights(pipeline.teacher)
+        if same_tokens(teacher, found["student"]):
+            return {"teacher": teacher, **found}
+    return found
+
+
+def _usage(answers: Mapping[str, Answers], seconds: float) -> Usage:
+    """What asking took; only the teacher can have cost anything."""
+    replies = [reply for found in answers.values() for reply in found.replies.values()]
+    costs = [reply.cost for reply in replies]
+    return Usage(
+        requests=len(replies),
+        prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+        completion_tokens=sum(reply.completion_tokens for reply in replies),
+        seconds=round(seconds, 1),
+        cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+    )
 
 
 def _has_text(answers: Answers, record: Record) -> bool:
@@ -81,7 +109,7 @@ def _result(record: Record, answers: Mapping[str, Answers], distances: Distances
 
 
 def _row(
-    role: str, source: ModelSource, records: list[Record], answers: Answers, distances: Distances
+    role: str, source: ModelSource | None, records: list[Record], answers: Answers, distances: Distances
 ) -> dict[str, Any]:
     """One column of the comparison: numbers with their 95 % intervals over records."""
     replies = [answers.replies[record.id] for record in records]
@@ -89,13 +117,13 @@ def _row(
         "stopped": sum(reply.finish_reason == "stop" for reply in replies) / len(replies),
         "answer_tokens": sum(reply.completion_tokens for reply in replies) / len(replies),
         "tokens_per_second": answers.tokens_per_second,
-        **_size(source.path),
+        **(_size(source.path) if source else {}),
     }
     per_record = [distances[record.id] for record in records]
     for kind in KINDS:
         sums = [record[kind][role] for record in per_record if kind in record]
         for name in ("kl", "top1", "ce"):
-            row[f"{kind}_{name}"] = weigh(sums, name)
+            row[f"{kind}_{name}"] = weigh([sum_ for sum_ in sums if name in sum_], name)
     return row
 
 

@@ -55,7 +55,9 @@ def expected_score(completion: Completion, rubric: Rubric) -> float | None:
 
 def verdict_of(completion: Completion, rubric: Rubric, judge: str, rubric_hash: str) -> Verdict:
     """The judge's word on one record."""
-    if completion.finish_reason == "too_long":
-        return Verdict(judge, rubric_hash, None, "too_long")
+    if completion.finish_reason != "scored":
+        return Verdict(judge, rubric_hash, None, completion.finish_reason)
+    if completion.choice_logprobs is None:
+        return Verdict(judge, rubric_hash, None, "parse_failed")
     score = expected_score(completion, rubric)
     return Verdict(judge, rubric_hash, score, "no_mass" if score is None else "parsed")

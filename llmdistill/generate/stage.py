@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from llmdistill.config import Pipeline
+from llmdistill.config import Generate, Pipeline
 from llmdistill.engines.base import Completion, Request, Sampling
-from llmdistill.engines.resume import LazyEngine, complete_all, find, model_parts, usage_of
+from llmdistill.engines.resume import LazyEngine, answer_of, ask, model_parts, usage_of
+from llmdistill.engines.terms import check_terms
 from llmdistill.generate.prompts import PromptSet, input_hashes, read_prompts
 from llmdistill.generate.replies import split_reply
 from llmdistill.record import Record, Reject, TeacherInfo
 from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Counts, Manifest
-from llmdistill.run.stage import Outcome, begin, inputs_of, read_shards, write_part, write_records
+from llmdistill.run.stage import (
+    FAILED,
+    Outcome,
+    Stage,
+    begin,
+    inputs_of,
+    num_records,
+    read_shards,
+    write_part,
+    write_records,
+)
 from llmdistill.templates import TeacherTemplate, load_template
 
 HELD_OUT = "held_out.parquet"
@@ -42,78 +55,147 @@ def _counts(found: PromptSet, reasons: dict[str, int]) -> Counts:
     return Counts(found.num_rows, kept, len(found.rejects), reasons=reasons)
 
 
-def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
-    """Stage `generate`: the teacher's rationale and answer for every prompt of the pool."""
-    source = find(pipeline.teacher)
-    template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
-    settings = pipeline.generate
-    sampling = Sampling(
-        settings.max_new_tokens, settings.temperature, settings.top_p, settings.repetition_penalty, pipeline.seed
-    )
-    asked: Parts = {
-        **flatten(asdict(sampling), "generate."),
-        **model_parts("teacher", pipeline.teacher, source),
-        "generate.template_sha256": template_hash,
-    }
-    parts = {**flatten(settings.digest_view(), "generate."), **asked, **inputs_of(pipeline.run_path, "prompts")}
+def run(pipeline: Pipeline, *, fresh: bool = False, retry_failed: bool = False) -> Manifest:
+    """Stage `generate`: the teacher's rationale and answer for every prompt of the pool.
+
+    Raises:
+        ConfigError: the teacher's terms restrict training on its answers, and nobody has accepted them.
+        BudgetError, TryLaterError, ServerError: it had to stop; the answers so far are kept.
+    """
+    asker = _Asker.of(pipeline)
     # Only what changes the answers costs anything to change; how they are parsed does not.
-    stage = begin(pipeline.run_path, "generate", parts, guard=tuple(asked), fresh=fresh)
+    guard = tuple(asker.asked)
+    parts = {
+        **flatten(pipeline.generate.digest_view(), "generate."),
+        **asker.asked,
+        **inputs_of(pipeline.run_path, "prompts"),
+    }
+    stage = begin(pipeline.run_path, "generate", parts, guard=guard, fresh=fresh, retry_failed=retry_failed)
     if isinstance(stage, Manifest):
         return stage
-    engine = LazyEngine(pipeline.teacher, source)
-    asker = _Asker(template, sampling, digest_of(asked)[:16], engine, settings.unparsed == "reject")
-    shards = list(read_shards(pipeline.run_path, "prompts"))
+    check_terms(pipeline.teacher)
     started = time.monotonic()
-    try:
-        with stage.journal(asked) as journal:
-            counts = stage.run_shards(shards, lambda records: asker.ask(records, journal))
-            ids = (record.id for records in shards for record in records)
-            return stage.finish(counts, usage_of(journal, ids, time.monotonic() - started))
-    finally:
-        engine.close()
+    with stage.journal(asker.asked) as journal:
+        failed = asker.ask(_pool(pipeline), journal, num_records(pipeline.run_path, "prompts"))
+        shards = read_shards(pipeline.run_path, "prompts")
+        counts = stage.run_shards(shards, lambda records: asker.read(records, journal, failed))
+        ids = (record.id for record in _pool(pipeline))
+        return stage.finish(counts, usage_of(journal, ids, time.monotonic() - started))
+
+
+def ask_sample(pipeline: Pipeline, num: int) -> list[Completion]:
+    """The teacher's answers to `num` prompts drawn at random; they are kept for the stage, which asks for the rest.
+
+    Reads the prompts first if that has not been done.
+    """
+    read(pipeline)
+    check_terms(pipeline.teacher)
+    asker = _Asker.of(pipeline)
+    pool = list(_pool(pipeline))
+    records = random.Random(pipeline.seed).sample(pool, min(num, len(pool)))
+    with _journal(pipeline, asker) as journal:
+        failed = asker.ask(records, journal, len(records))
+        return [answer_of(record.id, journal, failed) for record in records]
+
+
+def answered(pipeline: Pipeline) -> list[Completion]:
+    """The teacher's answers that are there already under these settings, in the order in which they came."""
+    asker = _Asker.of(pipeline)
+    if not (pipeline.run_path / "generate" / "journal" / f"{digest_of(asker.asked)[:16]}.jsonl").exists():
+        return []
+    with _journal(pipeline, asker) as journal:
+        return [answer_of(row["key"], journal, {}) for row in journal.rows()]
+
+
+def _journal(pipeline: Pipeline, asker: _Asker) -> Journal:
+    return Stage(pipeline.run_path, "generate", {}).journal(asker.asked)
+
+
+def _pool(pipeline: Pipeline) -> Iterator[Record]:
+    """Records of the stage `prompts`, one shard in memory at a time."""
+    return (record for records in read_shards(pipeline.run_path, "prompts") for record in records)
 
 
 @dataclass(frozen=True)
 class _Asker:
-    """Asks the teacher for a shard's answers and reads its replies into Records."""
+    """Asks the teacher and reads its replies into Records.
 
+    Attributes:
+        asked: everything that the teacher's answers depend on.
+    """
+
+    settings: Generate
     template: TeacherTemplate
     sampling: Sampling
-    sampling_digest: str
     engine: LazyEngine
-    reject_unparsed: bool
+    prefill: str
+    asked: Parts
+    sampling_digest: str
 
-    def ask(self, records: list[Record], journal: Journal) -> Outcome:
-        """Answers of one shard; those in the journal are not asked for again."""
-        requests = [
-            Request(record.id, self.template.ask(record.prompt), self.sampling, prefill=self.template.prefill)
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> _Asker:
+        """From a pipeline's settings; nothing is loaded yet."""
+        template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
+        settings, engine = pipeline.generate, LazyEngine.of(pipeline, pipeline.teacher, "generate")
+        sampling = Sampling(
+            settings.max_new_tokens, settings.temperature, settings.top_p, settings.repetition_penalty, pipeline.seed
+        )
+        asked: Parts = {
+            **flatten(asdict(sampling), "generate."),
+            **model_parts("teacher", pipeline.teacher, engine.source),
+            "generate.template_sha256": template_hash,
+        }
+        prefill = template.prefill if pipeline.teacher.can_prefill else ""
+        return cls(settings, template, sampling, engine, prefill, asked, digest_of(asked)[:16])
+
+    def ask(self, records: Iterable[Record], journal: Journal, total: int) -> dict[str, Completion]:
+        """Have all records answered in the journal; gives the answers that failed."""
+        requests = (
+            Request(record.id, self.template.ask(record.prompt), self.sampling, prefill=self.prefill)
             for record in records
-        ]
-        found = complete_all(requests, journal, self.engine.get, "generate")
+        )
+        try:
+            return ask(requests, journal, self.engine, "generate", total)
+        finally:
+            self.engine.close()
+
+    def read(self, records: list[Record], journal: Journal, failed: dict[str, Completion]) -> Outcome:
+        """What became of the records of one shard."""
         outcome = Outcome()
         for record in records:
-            answered = self._answered(record, found[record.id])
-            if isinstance(answered, Reject):
-                outcome.rejected.append(answered)
+            read = self._read(record, answer_of(record.id, journal, failed))
+            if isinstance(read, Reject):
+                outcome.rejected.append(read)
             else:
-                outcome.kept.append(answered)
+                outcome.kept.append(read)
         return outcome
 
-    def _answered(self, record: Record, completion: Completion) -> Record | Reject:
+    def _read(self, record: Record, completion: Completion) -> Record | Reject:
         record = replace(record, teacher=self._teacher_info(completion))
-        if completion.finish_reason == "too_long":
-            detail = f"{completion.prompt_tokens:,} tokens and {self.sampling.max_new_tokens:,} to come"
-            return Reject(record, "generate", "prompt_too_long", detail)
-        reply = self.template.prefill + completion.text
-        if not reply.strip():
-            return Reject(record, "generate", "empty_reply")
+        unusable = self._unusable(completion)
+        if unusable:
+            return Reject(record, "generate", *unusable)
+        reply = self.prefill + completion.text
         record = replace(record, completion=[{"role": "assistant", "content": reply.strip()}])
+        if completion.finish_reason == "length" and self.settings.truncated == "reject":
+            return Reject(record, "generate", "truncated", f"cut at {completion.completion_tokens:,} tokens")
         parsed = split_reply(reply, self.template)
         if parsed is None:
-            if self.reject_unparsed:
+            if self.settings.unparsed == "reject":
                 return Reject(record, "generate", "unparsed", f"no {self.template.answer_marker!r} with text after it")
-            return replace(record, answer=reply.strip())
-        return replace(record, rationale=parsed[0], answer=parsed[1])
+            return replace(record, rationale=completion.reasoning or None, answer=reply.strip())
+        return replace(record, rationale=parsed[0] or completion.reasoning or None, answer=parsed[1])
+
+    def _unusable(self, completion: Completion) -> tuple[str, str] | None:
+        """Reason and detail when there is no answer to read."""
+        if completion.finish_reason == "too_long":
+            counted = f"{completion.prompt_tokens:,} tokens and {self.sampling.max_new_tokens:,} to come"
+            return "prompt_too_long", completion.error or counted
+        if completion.finish_reason == "failed":
+            return FAILED, completion.error
+        if completion.finish_reason in ("refused", "content_filter"):
+            return completion.finish_reason, completion.error
+        return None if (self.prefill + completion.text).strip() else ("empty_reply", "")
 
     def _teacher_info(self, completion: Completion) -> TeacherInfo:
         return TeacherInfo(
@@ -123,5 +205,5 @@ class _Asker:
             finish_reason=completion.finish_reason,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
-            cost=0.0,
+            cost=completion.cost,
         )

@@ -13,7 +13,7 @@ from llmdistill.record import SCHEMA_VERSION
 from llmdistill.run.files import read_json, write_json
 
 FILE_NAME = "manifest.json"
-_PACKAGES = ("llmdistill", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow")
+_PACKAGES = ("llmdistill", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "vllm")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Usage:
     completion_tokens: int = 0
     seconds: float = 0.0
     cost: float | None = 0.0
+
+    @property
+    def cost_words(self) -> str:
+        """The cost for a person to read; empty when there was none."""
+        return "cost unknown" if self.cost is None else f"${self.cost:,.4f}" if self.cost else ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 PLAIN_SECONDS = 10.0
+_BAR_SECONDS = 0.1
 
 
 class Progress:
@@ -26,24 +27,41 @@ class Progress:
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.what, self.total, self.done = what, total, done
         self._first = done
-        self._tokens = 0
+        self._tokens = self._failed = 0
+        self._cost: float | None = 0.0
         self._started = self._last_line = time.monotonic()
         self._bar: RichProgress | None = None
 
-    def advance(self, pieces: int = 1, tokens: int = 0, note: str = "") -> None:
-        """Say that `pieces` more are finished, having taken `tokens` more tokens."""
+    def advance(
+        self, pieces: int = 1, tokens: int = 0, cost: float | None = 0.0, failed: int = 0, note: str = ""
+    ) -> None:
+        """Say that `pieces` more are finished.
+
+        Args:
+            tokens: how many more tokens that took.
+            cost: how many more US dollars; None when nobody knows.
+            failed: how many have failed in all.
+            note: what else there is to know now.
+        """
         self.done += pieces
         self._tokens += tokens
+        self._failed = failed
+        self._cost = None if cost is None or self._cost is None else self._cost + cost
+        now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done, rate=self._rate(note))
-        elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
-            self._last_line = time.monotonic()
+            if now - self._last_line >= _BAR_SECONDS or self.done == self.total:
+                self._last_line = now
+                self._bar.update(self._bar.task_ids[0], completed=self.done, rate=self._rate(note))
+        elif now - self._last_line >= PLAIN_SECONDS:
+            self._last_line = now
             print(self._line(note), file=sys.stderr, flush=True)
 
     def _rate(self, note: str) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
-        return "  ".join(part for part in (rate, note) if part)
+        failed = f"{self._failed:,} failed" if self._failed else ""
+        cost = "cost unknown" if self._cost is None else f"${self._cost:,.4f}" if self._cost else ""
+        return ", ".join(part for part in (rate, cost, failed, note) if part)
 
     def _line(self, note: str) -> str:
         seconds = time.monotonic() - self._started

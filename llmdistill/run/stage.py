@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ REJECTS = "rejects.parquet"
 _BEGUN = "begun.json"
 _WORKING = "working"
 
+FAILED = "failed"
+"""Reject reason of a record that nothing is wrong with, but that got no answer."""
+
 
 @dataclass
 class Outcome:
@@ -42,6 +45,7 @@ class Outcome:
 
     kept: list[Record] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
+    """What was dropped; those with the reason `FAILED` could not be worked on and may be tried again."""
 
 
 class Stage:
@@ -58,9 +62,11 @@ class Stage:
         """Journal of work that depends on these settings. Every later run with equal ones reuses its rows."""
         return Journal(self.dir / "journal" / f"{digest_of(depends_on)[:16]}.jsonl")
 
-    def run_shards(self, shards: Sequence[list[Record]], work: Callable[[list[Record]], Outcome]) -> Counts:
+    def run_shards(self, shards: Iterable[list[Record]], work: Callable[[list[Record]], Outcome]) -> Counts:
         """Apply `work` to every shard that is not finished yet; each result appears atomically."""
+        num_shards = num_input = 0
         for index, records in enumerate(shards):
+            num_shards, num_input = index + 1, num_input + len(records)
             part = part_path(self.dir, index)
             if not part.exists() or not self._rejects_known(index):
                 outcome = work(records)
@@ -69,7 +75,7 @@ class Stage:
                 failpoint("stage.between_files")
                 write_table(part, to_table(outcome.kept))
             failpoint("stage.after_shard")
-        return self._merge_rejects(len(shards), sum(len(records) for records in shards))
+        return self._merge_rejects(num_shards, num_input)
 
     def _check_shard(self, index: int, records: list[Record], outcome: Outcome) -> None:
         came_in = Counter(record.id for record in records)
@@ -91,7 +97,8 @@ class Stage:
             write_table(path, pa.concat_tables(tables) if tables else REJECT_SCHEMA.empty_table())
         reasons = Counter(row["reason"] for row in read_table(path).column("reject").to_pylist())
         kept = sum(pq.read_metadata(part).num_rows for part in part_paths(self.dir))
-        return Counts(num_input, kept, sum(reasons.values()), reasons=dict(sorted(reasons.items())))
+        failed = reasons[FAILED]
+        return Counts(num_input, kept, sum(reasons.values()) - failed, failed, dict(sorted(reasons.items())))
 
     def write_rejects(self, rejects: list[Reject]) -> dict[str, int]:
         """Write the reject file of a stage that works on everything at once; gives counts by reason."""
@@ -125,7 +132,13 @@ class Stage:
 
 
 def begin(
-    run_dir: Path, name: str, parts: Parts, *, guard: tuple[str, ...] = (), fresh: bool = False
+    run_dir: Path,
+    name: str,
+    parts: Parts,
+    *,
+    guard: tuple[str, ...] = (),
+    fresh: bool = False,
+    retry_failed: bool = False,
 ) -> Stage | Manifest:
     """Start or resume a stage; a finished one with equal settings gives its manifest instead.
 
@@ -133,6 +146,7 @@ def begin(
         parts: everything that changes the stage's result, as flat keys.
         guard: prefixes of keys whose change would make costly work worthless.
         fresh: do the stage over even though guarded keys differ.
+        retry_failed: open a finished stage again if records failed in it; what is in its journal is not done again.
 
     Raises:
         ChangedError: guarded keys differ from those the stage was begun with.
@@ -143,7 +157,11 @@ def begin(
         begun = read_json(begun_path)
         if digest_of(begun) == stage.digest:
             manifest = read_manifest(stage.dir)
-            return manifest if manifest and _outputs_present(stage.dir, manifest) else stage
+            if manifest and _outputs_present(stage.dir, manifest):
+                if not (retry_failed and manifest.counts.failed):
+                    return manifest
+                _move_aside(stage.dir)
+            return stage
         guarded = [line for line in differences(begun, parts) if line.startswith(guard)] if guard else []
         if guarded and not fresh:
             message = f"{name} was begun with other settings ({'; '.join(guarded)})"
@@ -231,6 +249,11 @@ def read_shards(run_dir: Path, name: str) -> Iterator[list[Record]]:
         paths = [run_dir / name / file for file in sorted(manifest.outputs) if file.startswith("part-")]
     for path in paths:
         yield read_records(path)
+
+
+def num_records(run_dir: Path, name: str) -> int:
+    """Number of records that a finished stage passed on."""
+    return sum(pq.read_metadata(path).num_rows for path in part_paths(run_dir / name))
 
 
 def inputs_of(run_dir: Path, *names: str) -> Parts:

@@ -21,7 +21,7 @@ from llmdistill.engines.models import (
     load_tokenizer,
     quiet_libraries,
 )
-from llmdistill.engines.resume import find, model_parts
+from llmdistill.engines.resume import find_weights
 from llmdistill.errors import RejectsError
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
@@ -41,12 +41,11 @@ CALIBRATION = 16
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Train the student on the curated records."""
-    teacher = find(pipeline.teacher)
     template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
     parts: Parts = {
         **flatten(pipeline.train.digest_view(), "train."),
         **flatten(pipeline.student.digest_view(), "student."),
-        **model_parts("teacher", pipeline.teacher, teacher),
+        **_teacher_parts(pipeline),
         **_student_parts(pipeline),
         "generate.template_sha256": template_hash,
         "train.seed": pipeline.train_seed,
@@ -57,7 +56,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         shutil.rmtree(pipeline.run_path / "train" / "checkpoints", ignore_errors=True)
         return stage
     records = [record for shard in read_shards(pipeline.run_path, "curate") for record in shard]
-    untrained = _untrained_student(pipeline, teacher, stage.dir, records)
+    untrained = _untrained_student(pipeline, stage.dir, records)
     tokenizer = load_tokenizer(untrained)
     model = load_model(untrained, weights_dtype(pipeline.train), pipeline.train.device)
     wanted = template if pipeline.train.method == "kd" else None
@@ -66,7 +65,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     reasons = stage.write_rejects(rejects)
     if not examples:
         raise RejectsError(f"no record can be trained on ({reasons})", where=stage.dir, do="raise train.max_length")
-    history = _train(pipeline, stage, teacher, model, tokenizer, examples)
+    history = _train(pipeline, stage, model, tokenizer, examples)
     counts = Counts(len(records), len(examples), len(rejects), reasons=reasons)
     metrics = {"history": history, "target_tokens": sum(len(example.target) for example in examples)}
     weights = sorted((stage.dir / "student").glob("*.safetensors"))
@@ -104,7 +103,19 @@ def encode_all(
     return examples, rejects
 
 
-def _untrained_student(pipeline: Pipeline, teacher: ModelSource, stage_dir: Path, records: list[Record]) -> ModelSource:
+def _teacher_parts(pipeline: Pipeline) -> Parts:
+    """What identifies the teacher's weights, where training needs them; who served its text does not matter here."""
+    if not pipeline.needs_teacher_weights:
+        return {}
+    source = find_weights(pipeline.teacher)
+    return {
+        "teacher.model": source.name,
+        "teacher.revision": source.revision,
+        "teacher.dtype": pipeline.teacher.dtype,
+    }
+
+
+def _untrained_student(pipeline: Pipeline, stage_dir: Path, records: list[Record]) -> ModelSource:
     """The student before training, kept on disk: evaluation measures it too."""
     path = stage_dir / "untrained"
     if not path.exists():
@@ -113,19 +124,18 @@ def _untrained_student(pipeline: Pipeline, teacher: ModelSource, stage_dir: Path
             source = find_model(settings.model, settings.revision)
             model, tokenizer = load_model(source, weights_dtype(pipeline.train), "cpu"), load_tokenizer(source)
         else:
-            model, tokenizer = _cut_student(pipeline, teacher, records)
+            model, tokenizer = _cut_student(pipeline, records)
         save_model(model, tokenizer, path)
     return ModelSource(str(path), path, "untrained")
 
 
-def _cut_student(
-    pipeline: Pipeline, teacher: ModelSource, records: list[Record]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _cut_student(pipeline: Pipeline, records: list[Record]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The teacher with `student.keep_layers` of its layers."""
     from llmdistill.engines.aligned import align
     from llmdistill.train.student import choose_layers, with_layers
 
     assert pipeline.student.keep_layers is not None
+    teacher = find_weights(pipeline.teacher)
     tokenizer = load_tokenizer(teacher)
     model = load_model(teacher, weights_dtype(pipeline.train), pipeline.train.device)
     ends = end_token_ids(model, tokenizer)
@@ -141,7 +151,6 @@ def _cut_student(
 def _train(
     pipeline: Pipeline,
     stage: Stage,
-    teacher: ModelSource,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: list[Example],
@@ -155,7 +164,7 @@ def _train(
     trained = _with_lora(model, pipeline.train.lora, pipeline.train_seed) if pipeline.train.lora else model
     start = latest_complete(checkpoints)
     with quiet_libraries(), writing(checkpoints), progress("train", _num_steps(pipeline, len(examples))) as bar:
-        trainer = _trainer(pipeline, teacher, trained, tokenizer, examples, checkpoints)
+        trainer = _trainer(pipeline, trained, tokenizer, examples, checkpoints)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout
         trainer.add_callback(MarkComplete())
         trainer.add_callback(ShowProgress(bar))
@@ -174,7 +183,6 @@ def _num_steps(pipeline: Pipeline, num_examples: int) -> int:
 
 def _trainer(
     pipeline: Pipeline,
-    teacher: ModelSource,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     examples: list[Example],
@@ -187,7 +195,9 @@ def _trainer(
         return sft_trainer(model, tokenizer, examples, settings, checkpoints, pipeline.train_seed)
     from llmdistill.signals.online import OnlineTeacher
 
-    signal = OnlineTeacher.open(teacher, model, tokenizer, pipeline.teacher.dtype, settings.device)
+    signal = OnlineTeacher.open(
+        find_weights(pipeline.teacher), model, tokenizer, pipeline.teacher.dtype, settings.device
+    )
     return kd_trainer(model, tokenizer, examples, signal, settings, checkpoints, pipeline.train_seed)
 
 

@@ -1,0 +1,124 @@
+"""The hot path: JSON bodies posted over a pool of connections, each call with a deadline.
+
+aiohttp, because at thousands of calls a second the `openai` client's own work is what takes the time
+(tests/bench/bench_engines.py). Replies are bounded in size, redirects are not followed, a key that a
+server repeats is blotted out before anyone sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from llmdistill.engines.endpoint import Endpoint, is_loopback
+from llmdistill.engines.retry import TransportError
+
+_CONNECT_SECONDS = 30.0
+_HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP reply, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Http:
+    """Connections to the endpoints of one engine. Use inside an event loop, as a context manager.
+
+    Args:
+        timeout: seconds for a whole call, connecting and reading included.
+        max_reply_bytes: a longer reply is an error.
+    """
+
+    def __init__(self, timeout: float, max_reply_bytes: int) -> None:
+        self._max = max_reply_bytes
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS)),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=_HEADERS,
+            auto_decompress=False,
+        )
+
+    async def __aenter__(self) -> Http:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self._session.close()
+
+    async def post(self, endpoint: Endpoint, path: str, body: bytes) -> Reply:
+        """Post a body to `endpoint.url + path`.
+
+        Raises:
+            TransportError: no whole reply came back in time.
+        """
+        try:
+            async with self._session.post(
+                endpoint.url + path,
+                data=body,
+                headers=endpoint.headers(),
+                allow_redirects=False,
+                proxy=_proxy_for(endpoint.url),
+            ) as response:
+                data = await self._read(response)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(response.status, headers, endpoint.key.scrub(data) if endpoint.key else data)
+        except TimeoutError:
+            raise TransportError("timeout", "no whole reply within the deadline") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise TransportError("no_access", str(error.certificate_error)) from error.certificate_error
+        except aiohttp.ClientConnectorError as error:
+            raise TransportError(
+                "unreachable", f"{endpoint.host}: {error.os_error.strerror or error.os_error}"
+            ) from None
+        except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError, ValueError) as error:
+            raise TransportError("connection_lost", type(error).__name__) from None
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body, as long as it is not too long."""
+        parts, size = [], 0
+        async for part in response.content.iter_any():
+            size += len(part)
+            if size > self._max:
+                raise TransportError("malformed_reply", f"a reply of more than {self._max:,} bytes")
+            parts.append(part)
+        data = b"".join(parts)
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        return data if encoding in ("identity", "") else self._inflate(data, encoding)
+
+    def _inflate(self, data: bytes, encoding: str) -> bytes:
+        """Decompress what a server compressed unasked, bounded, so that a small reply cannot fill the memory."""
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            raise TransportError("malformed_reply", f"content encoding {encoding[:20]!r}")
+        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        try:
+            found = inflater.decompress(data, self._max + 1)
+        except zlib.error:
+            raise TransportError("malformed_reply", "damaged compression") from None
+        if len(found) > self._max or not inflater.eof:
+            what = f"more than {self._max:,} bytes when decompressed" if len(found) > self._max else "cut compression"
+            raise TransportError("malformed_reply", what)
+        return found
+
+
+@functools.cache
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this address; none for this machine itself."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxies = urllib.request.getproxies_environment()
+    if is_loopback(host) or not proxies or urllib.request.proxy_bypass(host):
+        return None
+    return proxies.get(parts.scheme)
