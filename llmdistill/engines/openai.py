@@ -7,6 +7,7 @@ as it arrives. At most `max_concurrency` requests per server have been taken and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import queue
 import threading
@@ -37,8 +38,8 @@ _OPTIONAL = {"logprobs": ("logprobs",), "schema": ("response_format", "json_sche
 
 _LOOK_SECONDS = 0.2
 
-_BACKLOG = 4096
-"""Answers waiting to be taken; beyond that no new call starts."""
+_BACKLOG = 256
+"""Turns of the loop whose answers wait to be taken; beyond that no new call starts."""
 
 
 class OpenAIEngine:
@@ -91,14 +92,17 @@ class _Session:
     def __init__(self, settings: Model, endpoints: list[Endpoint], requests: Iterator[Request]) -> None:
         self.settings, self.endpoints, self._requests = settings, endpoints, requests
         self.problem: BaseException | None = None
-        self._out: queue.SimpleQueue[Completion | None] = queue.SimpleQueue()
+        self._out: queue.SimpleQueue[list[Completion] | None] = queue.SimpleQueue()
+        self._ready: list[Completion] = []
+        self._refused: list[Completion] = []
+        self._flushing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="llmdistill-api")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
         self._asking = True
         self._without: frozenset[str] = frozenset()
         self._last_answer = self._last_said = time.monotonic()
-        self._num_answered = self._num_refused = 0
+        self._num_answered = 0
         self._backoff = Backoff()
         self._pool: Pool | None = None
 
@@ -111,12 +115,12 @@ class _Session:
         while True:
             try:
                 left = None if until is None else max(0.0, until - time.monotonic())
-                completion = self._out.get(timeout=left)
+                ready = self._out.get(timeout=left)
             except queue.Empty:
                 return
-            if completion is None:
+            if ready is None:
                 return
-            yield completion
+            yield from ready
 
     def stop_asking(self) -> None:
         """Take no new request, and try none again."""
@@ -127,7 +131,8 @@ class _Session:
         self.stop_asking()
         loop, main = self._loop, self._main
         if loop is not None and main is not None and self._thread.is_alive():
-            loop.call_soon_threadsafe(main.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop has just ended by itself
+                loop.call_soon_threadsafe(main.cancel)
         self._thread.join()
 
     def status(self) -> str:
@@ -145,6 +150,9 @@ class _Session:
         except BaseException as error:
             self.problem = self.problem or error
         finally:
+            if self.problem is None:
+                self._ready += self._refused
+            self._flush()
             self._out.put(None)
 
     async def _ask_all(self) -> None:
@@ -205,15 +213,36 @@ class _Session:
         try:
             completion = await self._attempts(http, request)
             if completion is not None:
-                self._out.put(completion)
+                self._hand_over(completion)
         except Exception as error:
             self._stop(error)
         finally:
             room.release()
 
+    def _hand_over(self, completion: Completion) -> None:
+        """Give an answer to the reader, together with the others of this turn of the loop: threads switch less.
+
+        Refusals wait for the first answer: until then they may be the settings' fault, not the records'.
+        """
+        if completion.finish_reason == "refused" and not self._num_answered:
+            self._refused.append(completion)
+            return
+        self._ready += [*self._refused, completion]
+        self._refused.clear()
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._ready:
+            self._out.put(self._ready)
+            self._ready = []
+
     async def _attempts(self, http: Http, request: Request) -> Completion | None:
         assert self._pool is not None
-        attempts, bound = Attempts(), prompt_bound(request.messages) + answer_bound(request)
+        attempts = Attempts(time.monotonic(), self.settings.api.patience)
+        bound = prompt_bound(request.messages) + answer_bound(request)
         attempt = 0
         while self._asking:
             gate = await self._pool.enter(bound)
@@ -228,10 +257,10 @@ class _Session:
             verdict, wait = found
             if verdict.kind != "retry":
                 return self._ended(request, verdict, gate, attempts)
-            if attempts.used_up(verdict):
-                return _without_answer(request, "failed", verdict, attempts)
             if self._out_of_patience(verdict, gate):
                 return None
+            if attempts.used_up(verdict, time.monotonic()):
+                return _without_answer(request, "failed", verdict, attempts)
             await asyncio.sleep(wait if wait is not None else self._backoff.delay(attempt))
             attempt += 1
         return None
@@ -305,8 +334,7 @@ class _Session:
     def _ended(self, request: Request, verdict: Verdict, gate: Gate, attempts: Attempts) -> Completion | None:
         """What a refusal that will not change means: for this record, or for all."""
         if verdict.kind == "reject":
-            self._num_refused += verdict.reason == "refused"
-            if self._num_answered or self._num_refused < _REFUSALS_TO_STOP:
+            if self._num_answered or len(self._refused) < _REFUSALS_TO_STOP - 1 or verdict.reason != "refused":
                 return _without_answer(request, verdict.reason, verdict, attempts)
         self._stop(_refusal(verdict, gate.endpoint, self.settings))
         return None

@@ -93,7 +93,7 @@ def ask(
                 journal.append(completion.id, **_to_row(completion))
                 failpoint("engine.after_answer")
             tokens = completion.completion_tokens or completion.prompt_tokens
-            bar.advance(tokens=tokens, cost=completion.cost, failed=len(failed), note=engine.get().status())
+            bar.advance(tokens=tokens, cost=completion.cost, failed=len(failed), note=engine.get().status)
     journal.commit()
     return failed
 

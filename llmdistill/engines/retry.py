@@ -19,8 +19,9 @@ from typing import Literal
 
 Kind = Literal["retry", "reject", "stop"]
 
+_OVERLOADED = {502, 503, 504, 529}
 _CONGESTED = {429, 503, 529}
-_RETRIED = {408, 409, 425, 500, 502, 504} | _CONGESTED
+_RETRIED = {408, 409, 425, 429, 500} | _OVERLOADED
 _STOPS = {401, 402, 403, 404, 405}
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size)|maximum (model |input |prompt )?length|max_model_len|too many (input )?tokens"
@@ -30,6 +31,7 @@ _TOO_LONG = re.compile(
 _NO_MONEY = re.compile(r"insufficient[ _](quota|balance|funds|credit)|billing[ _]hard[ _]limit", re.IGNORECASE)
 _MODERATED = re.compile(r"moderation|content[ _](filter|policy)|flagged|safety", re.IGNORECASE)
 _LONGEST_DETAIL = 300
+_NOT_LOOKED_AT = {"rate_limit", "overloaded", "unreachable"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Verdict:
     """What a failed call means.
 
     Attributes:
-        reason: one or two words for tables: rate_limit, server_error, timeout, unreachable, malformed_reply,
+        reason: one or two words for tables: rate_limit, overloaded, server_error, timeout, connection_lost, unreachable, malformed_reply,
             too_long, refused, no_access, no_money, redirect.
         detail: the server's own words, on one line.
         congestion: whether the server had too much to do, so that fewer calls should be in flight.
@@ -65,8 +67,8 @@ def classify(status: int | None, body: bytes | None = None, error: BaseException
     if status == 429 and _NO_MONEY.search(detail):
         return Verdict("stop", "no_money", detail)
     if status in _RETRIED or status >= 500:
-        congestion = status in _CONGESTED
-        return Verdict("retry", "rate_limit" if status == 429 else "server_error", detail, congestion)
+        reason = "rate_limit" if status == 429 else "overloaded" if status in _OVERLOADED else "server_error"
+        return Verdict("retry", reason, detail, congestion=status in _CONGESTED)
     if 300 <= status < 400:
         return Verdict("stop", "redirect", detail)
     if status == 403 and _MODERATED.search(detail):
@@ -166,10 +168,12 @@ class Backoff:
 class Attempts:
     """How often one request has failed, and whether it may be tried again.
 
-    Refusals to be served now (rate limits, a server that is away) cost nothing and are not counted;
-    `patience` bounds them for the whole run. What may have been charged for is tried less often.
+    A server that is busy or away has not looked at the request: that is not counted, but borne for `patience`
+    seconds. What may have been charged for is tried less often than what was not.
     """
 
+    started: float
+    patience: float
     failures: int = 0
     timeouts: int = 0
     malformed: int = 0
@@ -178,10 +182,10 @@ class Attempts:
     max_timeouts = 6
     max_malformed = 4
 
-    def used_up(self, verdict: Verdict) -> bool:
-        """Note a failure; True when there is to be no other attempt."""
-        if verdict.reason in ("rate_limit", "unreachable"):
-            return False
+    def used_up(self, verdict: Verdict, now: float) -> bool:
+        """Note a failure at a monotonic time; True when there is to be no other attempt."""
+        if verdict.reason in _NOT_LOOKED_AT:
+            return now - self.started > self.patience
         self.failures += 1
         self.timeouts += verdict.reason == "timeout"
         self.malformed += verdict.reason == "malformed_reply"

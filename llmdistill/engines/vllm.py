@@ -44,6 +44,10 @@ _CPU_CACHE_PART = 4
 """On a CPU the cache takes one part in this many of the free memory; vLLM by itself would take nearly all."""
 
 
+_SECONDS_TO_END = 1.0
+"""vLLM's processes hold nothing that is still needed; what has not ended by then is killed."""
+
+
 class VllmEngine:
     """Engine over vLLM; `open` makes one."""
 
@@ -74,7 +78,7 @@ class VllmEngine:
         log, watch = _Log(), Watch()
         try:
             with watch.marked(), log.captured():
-                engine = _start(settings, source)
+                return cls(_start(settings, source), tokenizer, log, watch)
         except Exception as error:
             watch.close()
             advice = "check the model and its vllm settings; with VLLM_LOGGING_LEVEL=INFO vLLM says more"
@@ -82,7 +86,6 @@ class VllmEngine:
         except BaseException:
             watch.close()
             raise
-        return cls(engine, tokenizer, log, watch)
 
     def status(self) -> str:
         """Requests that vLLM works on."""
@@ -91,8 +94,8 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM's processes and free their memory."""
         asyncio.run_coroutine_threadsafe(_cancel_tasks(), self._loop).result()
-        self._engine.shutdown()
-        del self._engine  # now: its clean-up fails noisily at the interpreter's end
+        self._engine.shutdown(timeout=_SECONDS_TO_END)
+        del self._engine
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -124,7 +127,7 @@ class VllmEngine:
             self._abandon()
 
     def _fits(self, item: Prepared) -> bool:
-        """vLLM writes one token after a text that it scores."""
+        """Whether the context holds it. After a text that it scores, vLLM writes one token."""
         return len(_fed(item)) + max(item.room, 1) <= self._context
 
     def _ask(self, item: Prepared, answers: SimpleQueue[tuple[int, Prepared, Any]]) -> None:
@@ -237,7 +240,7 @@ def _scored(item: Prepared, output: RequestOutput) -> Completion:
 
 
 def _read(flat: FlatLogprobs | Any, start: int, stop: int) -> tuple[list[float], TopLogprobs]:
-    """Log-probabilities of the tokens at some positions, and of the likeliest there, which vLLM puts after the token."""
+    """Log-probabilities of the tokens at some positions, and of the likeliest there, which vLLM lists after it."""
     bounds = list(zip(flat.start_indices[start:stop], flat.end_indices[start:stop], strict=True))
     top = [
         list(zip(flat.token_ids[first + 1 : last], flat.logprobs[first + 1 : last], strict=True))
@@ -259,6 +262,7 @@ def _start(settings: Model, source: ModelSource) -> AsyncLLM:
 
 
 def _arguments(settings: Model, source: ModelSource) -> AsyncEngineArgs:
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     configured = {name: value for name, value in settings.vllm.model_dump().items() if value is not None}
@@ -271,6 +275,8 @@ def _arguments(settings: Model, source: ModelSource) -> AsyncEngineArgs:
         logprobs_mode="raw_logprobs",
         max_logprobs=-1,
         disable_log_stats=True,
+        # A model may go on writing blanks until it is cut off where a schema lets it.
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
         **{"dtype": settings.dtype, **configured},
     )
 

@@ -72,9 +72,12 @@ class _JudgeAtWork:
         outcome = Outcome(rejected=list(checked.rejected))
         for record in checked.kept:
             completion = answer_of(self._request(record).id, journal, failed)
+            if completion.finish_reason == "failed":
+                outcome.rejected.append(Reject(record, "filter", FAILED, completion.error))
+                continue
             verdict = verdict_of(completion, self.rubric, self.engine.source.name, self.rubric_hash[:16])
             judged = replace(record, verdicts=[*record.verdicts, verdict])
-            reject = _judgement(judged, self.settings.min_score, completion)
+            reject = _judgement(judged, self.settings.min_score)
             if reject:
                 outcome.rejected.append(reject)
             else:
@@ -112,9 +115,7 @@ def _check(records: list[Record], pipeline: Pipeline) -> Outcome:
     return outcome
 
 
-def _judgement(record: Record, min_score: float, completion: Completion) -> Reject | None:
-    if completion.finish_reason == "failed":
-        return Reject(record, "filter", FAILED, completion.error)
+def _judgement(record: Record, min_score: float) -> Reject | None:
     score = record.verdicts[-1].score
     if score is None:
         return Reject(record, "filter", "judge_failed", record.verdicts[-1].outcome)

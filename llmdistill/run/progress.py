@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -33,7 +33,7 @@ class Progress:
         self._bar: RichProgress | None = None
 
     def advance(
-        self, pieces: int = 1, tokens: int = 0, cost: float | None = 0.0, failed: int = 0, note: str = ""
+        self, pieces: int = 1, tokens: int = 0, cost: float | None = 0.0, failed: int = 0, note: Callable[[], str] = str
     ) -> None:
         """Say that `pieces` more are finished.
 
@@ -41,7 +41,7 @@ class Progress:
             tokens: how many more tokens that took.
             cost: how many more US dollars; None when nobody knows.
             failed: how many have failed in all.
-            note: what else there is to know now.
+            note: asked for what else there is to know now, when it is shown.
         """
         self.done += pieces
         self._tokens += tokens
@@ -56,14 +56,14 @@ class Progress:
             self._last_line = now
             print(self._line(note), file=sys.stderr, flush=True)
 
-    def _rate(self, note: str) -> str:
+    def _rate(self, note: Callable[[], str]) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
         failed = f"{self._failed:,} failed" if self._failed else ""
         cost = "cost unknown" if self._cost is None else f"${self._cost:,.4f}" if self._cost else ""
-        return ", ".join(part for part in (rate, cost, failed, note) if part)
+        return ", ".join(part for part in (rate, cost, failed, note()) if part)
 
-    def _line(self, note: str) -> str:
+    def _line(self, note: Callable[[], str]) -> str:
         seconds = time.monotonic() - self._started
         finished = self.done - self._first
         left = f"{(self.total - self.done) * seconds / finished:,.0f} s left" if finished > 0 else ""

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
 
 from tests.tiny import PROMPTS
@@ -24,7 +25,7 @@ def measure(reuse: bool) -> None:
 
     if not reuse:
         models._reuse_freed_memory = lambda: None
-    engine = open_engine(Model(model=TEACHER, batch_size=32), models.find_model(TEACHER))
+    engine = open_engine(Model(model=TEACHER, batch_size=32), models.find_model(TEACHER), Path())
     texts = [json.loads(line)["prompt"] for line in PROMPTS.read_text("utf-8").splitlines()]
     messages = [[{"role": "user", "content": text}] for text in texts if 100 < len(text) < 300][:32]
     list(engine.complete([Request("warm-up", messages[0], Sampling(4))]))
