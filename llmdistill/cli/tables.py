@@ -40,5 +40,6 @@ def print_comparison(table: dict[str, dict[str, Any]]) -> None:
         shown.add_column(role, justify="right")
     for key, (label, form) in _ROWS.items():
         values = [table[role].get(key) for role in _ROLES]
-        shown.add_row(label, *("-" if value is None else form(value) for value in values))
+        if any(value is not None for value in values):
+            shown.add_row(label, *("-" if value is None else form(value) for value in values))
     Console().print(shown)

@@ -251,11 +251,10 @@ class _Job:
                 useless["damaged" if row is None else "unknown"] += 1
                 continue
             custom_id = row["custom_id"]
-            request = self.owed.get(custom_id)
-            found = read_row(row, request)
+            found = read_row(row, self.owed.get(custom_id))
             if isinstance(found, Verdict):
                 trouble.setdefault(custom_id, found)
-            elif request is not None:
+            elif found is not None:
                 del self.owed[custom_id]
                 yield replace(found, num_lost=self._lost[custom_id])
         if is_new and useless:

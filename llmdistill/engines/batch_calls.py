@@ -12,7 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
+
+import httpx2
+from openai import APIError, APIStatusError, OpenAI
+from openai._legacy_response import LegacyAPIResponse
 
 from llmdistill.config import Model
 from llmdistill.engines.batch_shard import parse_row
@@ -21,11 +25,6 @@ from llmdistill.engines.endpoint import Endpoint, is_loopback
 from llmdistill.engines.retry import Backoff, Verdict, classify, retry_after
 from llmdistill.errors import LlmdistillError, ServerError, TryLaterError
 from llmdistill.run.files import replacing
-
-if TYPE_CHECKING:
-    import httpx2
-    from openai import OpenAI
-    from openai._legacy_response import LegacyAPIResponse
 
 T = TypeVar("T")
 
@@ -237,9 +236,6 @@ class BatchCalls:
 
     def _judge(self, error: Exception) -> tuple[Verdict, float | None]:
         """What a failed call means, and how long the server asks to wait. What is no failed call is raised again."""
-        import httpx2
-        from openai import APIError, APIStatusError
-
         if isinstance(error, APIStatusError):
             verdict = classify(error.status_code, self._scrub(error.response.content))
             return verdict, retry_after(error.response.headers, time.time())
@@ -319,8 +315,6 @@ def _problem_of(row: dict[str, Any]) -> tuple[str, str]:
 
 def _client(endpoint: Endpoint, timeout: float, max_reply_bytes: int) -> OpenAI:
     """The package's client, bound to one address and one key whatever else the environment holds."""
-    import httpx2
-    from openai import OpenAI
 
     def without_key(request: httpx2.Request) -> None:
         del request.headers["Authorization"]
@@ -346,29 +340,33 @@ def _client(endpoint: Endpoint, timeout: float, max_reply_bytes: int) -> OpenAI:
     )
 
 
-def _bound(response: httpx2.Response, timeout: float, max_bytes: int) -> None:
-    """Bound the time and the size of a reply that is about to be read. Only a file may be long."""
-    import httpx2
+class _Bounded(httpx2.SyncByteStream):
+    """A reply's body with a bound to its time and its size. A file may be long, and then has more time."""
 
+    def __init__(self, response: httpx2.Response, timeout: float, max_bytes: int) -> None:
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        is_file = response.request.url.path.endswith("/content") and response.status_code == 200
+        self._bytes_per_second = _SLOWEST if is_file else math.inf
+        self._most = math.inf if is_file else max_bytes
+        self._inner, self._timeout, self._started = response.stream, timeout, time.monotonic()
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in self._inner:
+            size += len(chunk)
+            if time.monotonic() - self._started > self._timeout + size / self._bytes_per_second:
+                raise httpx2.ReadTimeout("no whole reply in time")
+            if size > self._most:
+                raise httpx2.RemoteProtocolError(f"a reply of more than {self._most:,} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._inner.close()
+
+
+def _bound(response: httpx2.Response, timeout: float, max_bytes: int) -> None:
+    """Bound a reply that is about to be read."""
     if response.headers.get("content-encoding", "identity") != "identity":
         raise httpx2.RemoteProtocolError("a compressed reply that was not asked for")
-    is_file = response.request.url.path.endswith("/content") and response.status_code == 200
-    bytes_per_second, most = (_SLOWEST, math.inf) if is_file else (math.inf, max_bytes)
-    inner, started = response.stream, time.monotonic()
-    assert isinstance(inner, httpx2.SyncByteStream)
-
-    class Bounded(httpx2.SyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            size = 0
-            for chunk in inner:
-                size += len(chunk)
-                if time.monotonic() - started > timeout + size / bytes_per_second:
-                    raise httpx2.ReadTimeout("no whole reply in time")
-                if size > most:
-                    raise httpx2.RemoteProtocolError(f"a reply of more than {max_bytes:,} bytes")
-                yield chunk
-
-        def close(self) -> None:
-            inner.close()
-
-    response.stream = Bounded()
+    response.stream = _Bounded(response, timeout, max_bytes)

@@ -2,9 +2,9 @@
 
 A shard's folder is the whole memory of it, so a crash loses nothing:
 
-    <state_dir>/<attempt>-<hash>/requests.jsonl   written first, as one atomic rename
-                                 state.json       ids of the uploaded file and of the batch
-                                 answers.jsonl    the batch is over; all that it brought
+    <state_dir>/<attempt>-<nonce>/requests.jsonl  written first, as one atomic rename
+                                  state.json      ids of the uploaded file and of the batch
+                                  answers.jsonl   the batch is over; all that it brought
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +82,7 @@ class Shard:
         Args:
             attempt: higher than that of every earlier shard with one of these requests.
         """
-        digest = hashlib.sha256()
-        for _, line in lines:
-            digest.update(line)
-        path = state_dir / f"{attempt:04d}-{digest.hexdigest()[:32]}"
+        path = state_dir / f"{attempt:04d}-{secrets.token_hex(16)}"
         shard = cls(path, [custom_id for custom_id, _ in lines], is_new=True)
         with replacing(shard.input_path, sum(len(line) for _, line in lines)) as temporary:
             with open(temporary, "wb") as handle:
@@ -93,7 +92,7 @@ class Shard:
 
     @property
     def key(self) -> str:
-        """Name under which the server is told of it."""
+        """Name under which the server is told of it. Random, so that no other run's batch is taken for this one."""
         return self.dir.name
 
     @property
@@ -139,9 +138,14 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def read_shards(state_dir: Path) -> list[Shard]:
-    """All shards on disk, in the order of their attempts."""
-    dirs = [path for path in state_dir.iterdir() if _NAME.fullmatch(path.name)] if state_dir.exists() else []
-    return [_read(path) for path in sorted(dirs) if (path / "requests.jsonl").exists()]
+    """All shards on disk, in the order of their attempts. What a kill left half-written is removed."""
+    found = []
+    for path in sorted(path for path in state_dir.iterdir() if _NAME.fullmatch(path.name)):
+        if (path / "requests.jsonl").exists():
+            found.append(_read(path))
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return found
 
 
 def _read(path: Path) -> Shard:

@@ -14,12 +14,18 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
 from llmdistill.engines.endpoint import Endpoint, is_loopback
 from llmdistill.engines.retry import TransportError
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
 
 _CONNECT_SECONDS = 30.0
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
@@ -34,6 +40,26 @@ class Reply:
     body: bytes
 
 
+class _Request(aiohttp.ClientRequest):
+    """Is not sent over a connection on which something came unasked: that would be taken for its reply."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        if conn.protocol is not None and conn.protocol.should_close:
+            conn.close()
+            raise aiohttp.ClientConnectionError("a reply that nobody asked for")
+        return await super().send(conn)
+
+
+class _Response(aiohttp.ClientResponse):
+    """Knows the connection it came over."""
+
+    came_over: ResponseHandler | None = None
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        self.came_over = connection.protocol
+        return await super().start(connection)
+
+
 class Http:
     """Connections to the endpoints of one engine. Use inside an event loop, as a context manager.
 
@@ -44,12 +70,15 @@ class Http:
 
     def __init__(self, timeout: float, max_reply_bytes: int) -> None:
         self._max = max_reply_bytes
+        self._last_body: WeakKeyDictionary[ResponseHandler, int] = WeakKeyDictionary()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS)),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
             auto_decompress=False,
+            request_class=_Request,
+            response_class=_Response,
         )
 
     async def __aenter__(self) -> Http:
@@ -58,14 +87,15 @@ class Http:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         await self._session.close()
 
-    async def post(self, endpoint: Endpoint, path: str, body: bytes) -> Reply:
-        """Post a body to `endpoint.url + path`.
+    async def call(self, endpoint: Endpoint, path: str, body: bytes | None = None) -> Reply:
+        """Post a body to `endpoint.url + path`, or get it when there is no body.
 
         Raises:
             TransportError: no whole reply came back in time.
         """
         try:
-            async with self._session.post(
+            async with self._session.request(
+                "GET" if body is None else "POST",
                 endpoint.url + path,
                 data=body,
                 headers=endpoint.headers(),
@@ -73,6 +103,7 @@ class Http:
                 proxy=_proxy_for(endpoint.url),
             ) as response:
                 data = await self._read(response)
+                self._check_new(response, data)
                 clean = endpoint.key.scrub(data) if endpoint.key else data
                 return Reply(response.status, response.headers, clean)
         except TimeoutError:
@@ -85,6 +116,16 @@ class Http:
             ) from None
         except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError, ValueError) as error:
             raise TransportError("connection_lost", type(error).__name__) from None
+
+    def _check_new(self, response: aiohttp.ClientResponse, data: bytes) -> None:
+        """A server that sends a reply twice would have its copy taken for the reply to the next request."""
+        connection = response.came_over if isinstance(response, _Response) else None
+        if connection is None or response.status != 200:
+            return
+        if self._last_body.get(connection) == hash(data):
+            connection.close()
+            raise TransportError("malformed_reply", "the reply to the request before, again")
+        self._last_body[connection] = hash(data)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """The body, as long as it is not too long."""

@@ -52,12 +52,13 @@ class Gate:
     Attributes:
         limit: calls that may be in flight, rounded down.
         in_flight: calls that are.
+        num_answered: calls that brought an answer.
         num_limited: replies that said there were too many.
     """
 
     def __init__(self, endpoint: Endpoint, api: Api, now: float) -> None:
         self.endpoint = endpoint
-        self.in_flight = 0
+        self.in_flight = self.num_answered = 0
         self.num_limited = 0
         self.limit = self._most = float(api.max_concurrency)
         self._step = max(1.0, self._most / _ROUNDS_TO_FULL)
@@ -83,6 +84,7 @@ class Gate:
 
     def answered(self) -> None:
         """Additive increase: one step a round trip, that is, per `limit` answers."""
+        self.num_answered += 1
         self.limit = min(self._most, self.limit + self._step / self.limit)
 
     def congested(self, started: float, now: float) -> None:

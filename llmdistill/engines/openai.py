@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from llmdistill.config import Model
 from llmdistill.engines.base import Completion, Request
@@ -40,6 +41,13 @@ _LOOK_SECONDS = 0.2
 
 _BACKLOG = 256
 """Turns of the loop whose answers wait to be taken; beyond that no new call starts."""
+
+
+class _Start(NamedTuple):
+    """When a call began, and how many the server had answered by then."""
+
+    time: float
+    num_answered: int
 
 
 class OpenAIEngine:
@@ -267,11 +275,11 @@ class _Session:
 
     async def _call(self, http: Http, gate: Gate, request: Request) -> Completion | tuple[Verdict, float | None]:
         """One call: an answer, or what went wrong and how long the server wants us to wait."""
-        started = time.monotonic()
+        started = _Start(time.monotonic(), gate.num_answered)
         without = self._without
         body = json.dumps(payload(request, self.settings, gate.endpoint, without)).encode("ascii")
         try:
-            reply = await http.post(gate.endpoint, _PATH, body)
+            reply = await http.call(gate.endpoint, _PATH, body)
         except TransportError as error:
             return self._failed(gate, started, classify(None, error=error)), None
         if reply.status != 200:
@@ -286,9 +294,12 @@ class _Session:
         self._num_answered += 1
         return completion
 
-    def _failed(self, gate: Gate, started: float, verdict: Verdict) -> Verdict:
-        if verdict.congestion:
-            gate.congested(started, time.monotonic())
+    def _failed(self, gate: Gate, started: _Start, verdict: Verdict) -> Verdict:
+        """Note a failure. A call that hangs while others are answered does not mean that there are too many."""
+        answered_meanwhile = gate.num_answered - started.num_answered
+        hangs_alone = verdict.reason == "timeout" and answered_meanwhile >= gate.in_flight
+        if verdict.congestion and not hangs_alone:
+            gate.congested(started.time, time.monotonic())
         return verdict
 
     def _learn(self, verdict: Verdict, request: Request) -> Verdict | None:
@@ -358,3 +369,32 @@ def _refusal(verdict: Verdict, endpoint: Endpoint, settings: Model) -> Llmdistil
     }
     what = f"the server refuses {settings.model}: {verdict.detail}"
     return ServerError(what, where=endpoint.host, do=advice.get(verdict.reason))
+
+
+def served_models(settings: Model, timeout: float = 10.0) -> dict[str, list[str]]:
+    """Names of the models that each server says it has, by host.
+
+    Raises:
+        ConfigError, ServerError, TryLaterError: address, key or server are not in order.
+    """
+
+    async def look() -> dict[str, list[str]]:
+        async with Http(timeout, settings.api.max_reply_bytes) as http:
+            return {endpoint.url: await _models_at(http, endpoint, settings) for endpoint in endpoints_of(settings)}
+
+    return asyncio.run(look())
+
+
+async def _models_at(http: Http, endpoint: Endpoint, settings: Model) -> list[str]:
+    try:
+        reply = await http.call(endpoint, "/models")
+    except TransportError as error:
+        raise TryLaterError(f"no answer ({error})", where=endpoint.host, do="start the server") from None
+    if reply.status != 200:
+        verdict = classify(reply.status, reply.body)
+        raise _refusal(verdict, endpoint, settings)
+    try:
+        found = parse_reply(reply.body)
+        return [str(model["id"]) for model in found["data"]]
+    except (MalformedReply, KeyError, TypeError):
+        raise ServerError("this is no list of models", where=endpoint.host, do="check api.base_url") from None

@@ -39,8 +39,8 @@ class Verdict:
     """What a failed call means.
 
     Attributes:
-        reason: one or two words for tables: rate_limit, overloaded, server_error, timeout, connection_lost, unreachable, malformed_reply,
-            too_long, refused, no_access, no_money, redirect.
+        reason: one or two words for tables: rate_limit, overloaded, server_error, timeout, connection_lost,
+            unreachable, malformed_reply, too_long, refused, no_access, no_money, redirect.
         detail: the server's own words, on one line.
         congestion: whether the server had too much to do, so that fewer calls should be in flight.
     """

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmdistill.config import Pipeline
+from llmdistill.config import Model, Pipeline
 from llmdistill.engines.models import ModelSource, num_parameters, same_tokens
 from llmdistill.engines.resume import find, find_weights, model_parts
 from llmdistill.evaluate.answers import Answers, Contestant, ask
@@ -68,8 +68,9 @@ def _contestants(pipeline: Pipeline, template: TeacherTemplate) -> dict[str, Con
     found = {"teacher": Contestant("teacher", pipeline.teacher, template)}
     for role in ("untrained", "student"):
         path = str(pipeline.run_path / "train" / role)
-        local = {"model": path, "revision": None, "engine": "transformers", "trust_remote_code": False}
-        found[role] = Contestant(role, pipeline.teacher.model_copy(update=local))
+        like = pipeline.teacher
+        local = Model(model=path, dtype=like.dtype, device=like.device, batch_size=like.batch_size)
+        found[role] = Contestant(role, local)
     return found
 
 
@@ -121,7 +122,7 @@ def _row(
     }
     per_record = [distances[record.id] for record in records]
     for kind in KINDS:
-        sums = [record[kind][role] for record in per_record if kind in record]
+        sums = [record[kind][role] for record in per_record if role in record.get(kind, {})]
         for name in ("kl", "top1", "ce"):
             row[f"{kind}_{name}"] = weigh([sum_ for sum_ in sums if name in sum_], name)
     return row

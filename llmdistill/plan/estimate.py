@@ -1,7 +1,9 @@
 """What asking and judging all prompts takes, from the teacher's answers to some of them.
 
-A mean over the answers that are there stands for those that are not; the interval is the bootstrap's over
-records (95 %, percentiles). What is there already is counted as it is.
+A mean over the answers that are there stands for those that are not; the interval is the 95 % bootstrap-t
+interval over records (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), which
+holds what it promises better than percentiles do for a few answers of very different lengths. What is
+there already is counted as it is.
 """
 
 from __future__ import annotations
@@ -30,12 +32,17 @@ BYTES_PER_TOKEN = 4.0
 """Of text in UTF-8, where no answer says better."""
 
 _RESAMPLES = 1000
+_FEWEST_ANSWERS = 5
+"""Fewer give no interval."""
+
 _MOST_ANSWERS = 2_000
 """More answers make the interval no narrower than anybody needs."""
 
 _CHARS_PER_TOKEN = 4
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Draws = np.ndarray[Any, np.dtype[np.int64]]
+"""[resamples, records]: indices drawn with replacement."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,12 @@ def spend(price: Price | None, settings: Model, asked: Asked) -> float:
     return (1 + asked.lost) * cost_of(price, asked.read, asked.written, is_batch(settings))
 
 
+def usable(completions: Sequence[Completion], pool: Sequence[Record]) -> list[Completion]:
+    """Answers that can stand for others: to a prompt of the pool, and not owed again."""
+    ids = {record.id for record in pool}
+    return [item for item in completions if item.id in ids and item.finish_reason != "failed"]
+
+
 def measure(
     pipeline: Pipeline,
     pool: Sequence[Record],
@@ -78,17 +91,17 @@ def measure(
     template: TeacherTemplate,
     rubric: Rubric | None,
 ) -> dict[str, Expense]:
-    """Expense of each stage that asks, and of "all" together; empty when no answer can be used.
+    """Expense of each stage that asks, and of "all" together; empty when there is no answer.
 
     Args:
-        pool: records to be asked about, those of the answers among them.
+        pool: records to be asked about.
         num_held_out: prompts that the teacher answers for the evaluation.
+        completions: answers to records of the pool, see `usable`.
     """
-    by_id = {record.id: record for record in pool}
-    answers = [item for item in completions if item.id in by_id and item.finish_reason != "failed"]
-    if not answers:
+    if not completions:
         return {}
-    answers = random.Random(pipeline.seed).sample(answers, min(len(answers), _MOST_ANSWERS))
+    by_id = {record.id: record for record in pool}
+    answers = random.Random(pipeline.seed).sample(list(completions), min(len(completions), _MOST_ANSWERS))
     size = _bytes_per_token(answers, by_id, template)
     rows = [_asked(by_id[item.id], item, pipeline, template, rubric, size) for item in answers]
     payers = {"generate": pipeline.teacher, "filter": pipeline.judge_model, "evaluate": pipeline.teacher}
@@ -100,17 +113,16 @@ def _extrapolate(
     rows: Sequence[Mapping[str, Asked]], payers: Mapping[str, Model | None], numbers: Mapping[str, int], seed: int
 ) -> dict[str, Expense]:
     draws = np.random.default_rng(seed).integers(0, len(rows), (_RESAMPLES, len(rows)))
-    found, total, total_resampled = {}, np.zeros(3), np.zeros(_RESAMPLES)
+    found, all_known, all_missing = {}, np.zeros(3), np.zeros((len(rows), 3))
     for stage in STAGES:
         values = _values([row[stage] for row in rows], payers[stage])
         # Held-out prompts are others than those of the sample: none of them is answered yet.
         num_known = 0 if stage == "evaluate" else len(rows)
-        known, rest = values.sum(0) * (num_known > 0), max(0, numbers[stage] - num_known)
-        sums = known + rest * values.mean(0)
-        resampled = known[2] + rest * values[draws, 2].mean(1)
-        found[stage] = _expense(sums, resampled, len(rows))
-        total, total_resampled = total + sums, total_resampled + resampled
-    return {**found, "all": _expense(total, total_resampled, len(rows))}
+        known = values.sum(0) if num_known else np.zeros(3)
+        missing = max(0, numbers[stage] - num_known) * values
+        found[stage] = _expense(known, missing, draws)
+        all_known, all_missing = all_known + known, all_missing + missing
+    return {**found, "all": _expense(all_known, all_missing, draws)}
 
 
 def _values(asked: Sequence[Asked], settings: Model | None) -> Floats:
@@ -120,14 +132,28 @@ def _values(asked: Sequence[Asked], settings: Model | None) -> Floats:
     return np.array([[item.read, item.written, cost] for item, cost in zip(asked, costs, strict=True)])
 
 
-def _expense(sums: Floats, resampled: Floats, num: int) -> Expense:
-    tokens_in, tokens_out = round(float(sums[0])), round(float(sums[1]))
-    if np.isnan(sums[2]):
+def _expense(known: Floats, missing: Floats, draws: Draws) -> Expense:
+    """What is known, and what is missing as each record would have it: [records, 3]."""
+    sums = known + missing.mean(0)
+    tokens_in, tokens_out, cost = round(float(sums[0])), round(float(sums[1])), float(sums[2])
+    if np.isnan(cost):
         return Expense(tokens_in, tokens_out, None)
-    if num < 2:
-        return Expense(tokens_in, tokens_out, float(sums[2]))
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Expense(tokens_in, tokens_out, float(sums[2]), float(low), float(high))
+    if len(missing) < _FEWEST_ANSWERS and missing[:, 2].any():
+        return Expense(tokens_in, tokens_out, cost)
+    low, high = _interval(missing[:, 2], draws)
+    return Expense(tokens_in, tokens_out, cost, float(known[2]) + max(0.0, low), float(known[2]) + high)
+
+
+def _interval(values: Floats, draws: Draws) -> tuple[float, float]:
+    """95 % bootstrap-t interval of a mean."""
+    mean, resampled = float(values.mean()), values[draws]
+    spread = resampled.std(1)
+    varied = spread > 1e-12 * abs(mean)
+    if not varied.any():
+        return mean, mean
+    scores = (resampled[varied].mean(1) - mean) / spread[varied]
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return mean - float(high * values.std()), mean - float(low * values.std())
 
 
 def _asked(

@@ -14,7 +14,7 @@ from llmdistill.engines.models import ModelSource
 from llmdistill.engines.terms import check_terms
 from llmdistill.errors import BusyError
 from llmdistill.generate.prompts import PromptSet, read_prompts
-from llmdistill.plan.estimate import STAGES, Expense, measure
+from llmdistill.plan.estimate import STAGES, Expense, measure, usable
 from llmdistill.plan.machine import Sizes, is_remote, local_weights, needs_weights, weights_name
 from llmdistill.plan.money import ModelFacts, facts_of, money_notes
 from llmdistill.plan.steps import Step, upper_bounds
@@ -72,13 +72,16 @@ def make_plan(pipeline: Pipeline, sample: int = 0) -> Plan:
     models, weights = facts_of(pipeline), local_weights(pipeline)
     steps = upper_bounds(pipeline, prompts, Sizes.of(weights, pipeline), template, rubric)
     answers = _ask(pipeline, sample) if sample else _on_disk(pipeline, weights)
-    num_held_out = len(prompts.held_out[: pipeline.evaluate.limit])
-    expenses = measure(pipeline, prompts.pool, num_held_out, answers.completions, template, rubric)
+    completions, num_held_out = (
+        usable(answers.completions, prompts.pool),
+        len(prompts.held_out[: pipeline.evaluate.limit]),
+    )
+    expenses = measure(pipeline, prompts.pool, num_held_out, completions, template, rubric)
     steps = [_finished(_measured(step, expenses, answers, pipeline.teacher), pipeline) for step in steps]
-    total, num_measured = _total(steps, expenses.get("all")), len(answers.completions) if expenses else 0
-    notes = [*_notes(pipeline, prompts, weights), *answers.notes, _basis(num_measured)]
+    total = _total(steps, expenses.get("all"))
+    notes = [*_notes(pipeline, prompts, weights), *answers.notes, _basis(len(completions))]
     notes += money_notes(pipeline, models, steps, total)
-    return Plan(pipeline.name, str(pipeline.run_path), steps, notes, models, num_measured, total)
+    return Plan(pipeline.name, str(pipeline.run_path), steps, notes, models, len(completions), total)
 
 
 def _ask(pipeline: Pipeline, num: int) -> _Answers:

@@ -9,7 +9,7 @@ held-out prompts has no comparison.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 from llmdistill.errors import DamagedError
 from llmdistill.record import Record, from_row
 from llmdistill.report.words import number
-from llmdistill.run.manifest import Manifest, read_manifest
+from llmdistill.run.manifest import Manifest, Usage, read_manifest
 from llmdistill.run.stage import REJECTS, part_paths
 
 STAGES = ("prompts", "generate", "filter", "curate", "train", "evaluate")
@@ -95,6 +95,20 @@ class RunData:
         pairs = [(number(entry.get("step")), number(entry.get("loss"))) for entry in entries]
         found = [(step, loss) for step, loss in pairs if step is not None and loss is not None]
         return np.array(found, dtype=float).reshape(-1, 2)
+
+
+def usages(manifests: Mapping[str, Manifest]) -> dict[str, Usage]:
+    """What each stage took, and "all" of them together; a sum with an unknown part is unknown."""
+    found = {name: manifest.usage for name, manifest in manifests.items()}
+    costs = [usage.cost for usage in found.values()]
+    total = Usage(
+        sum(usage.requests for usage in found.values()),
+        sum(usage.prompt_tokens for usage in found.values()),
+        sum(usage.completion_tokens for usage in found.values()),
+        sum(usage.seconds for usage in found.values()),
+        None if None in costs else sum(cost or 0.0 for cost in costs),
+    )
+    return {**found, "all": total}
 
 
 def read_run(run_dir: Path, num_samples: int) -> RunData:

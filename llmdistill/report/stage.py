@@ -1,8 +1,14 @@
-"""The stage `report`: `<run>/report/index.html`, made from what the other stages left on disk."""
+"""The stage `report`: made from what the other stages left on disk.
+
+<run>/report/index.html         the page
+<run>/report/dataset_card.md    what to publish beside the training set
+<run>/report/model_card.md      what to publish beside the student
+"""
 
 from __future__ import annotations
 
 from llmdistill.config import Pipeline
+from llmdistill.report.cards import DATASET_CARD, MODEL_CARD, dataset_card, model_card, terms_digest
 from llmdistill.report.data import STAGES, read_run
 from llmdistill.report.page import render
 from llmdistill.run.digest import Parts, digest_of, flatten
@@ -14,7 +20,7 @@ PAGE = "index.html"
 
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
-    """Write the page. The same run directory and pipeline give the same bytes.
+    """Write the page and the cards. The same run directory and pipeline give the same bytes.
 
     Raises:
         StageError: a stage that the page shows is not finished.
@@ -26,10 +32,17 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         # The page shows times, versions and every setting, also those that change no stage's result.
         **{f"shown.{name}": sha256_of(pipeline.run_path / name / FILE_NAME) for name in STAGES},
         "shown.config": digest_of(pipeline.model_dump(mode="json")),
+        "shown.terms": digest_of(terms_digest(pipeline)),
     }
     stage = begin(pipeline.run_path, "report", parts, fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
-    page = stage.dir / PAGE
-    write_text(page, render(pipeline, read_run(pipeline.run_path, pipeline.report.samples)))
-    return stage.finish(Counts(0, 0, 0), more_outputs=[page])
+    data = read_run(pipeline.run_path, pipeline.report.samples)
+    texts = {
+        PAGE: render(pipeline, data),
+        DATASET_CARD: dataset_card(pipeline, data),
+        MODEL_CARD: model_card(pipeline, data),
+    }
+    for name, text in texts.items():
+        write_text(stage.dir / name, text)
+    return stage.finish(Counts(0, 0, 0), more_outputs=[stage.dir / name for name in texts])
