@@ -78,7 +78,7 @@ BROKEN = {
     ),
     "path in the name": (MINIMAL.replace("name: x", "name: ../x"), "name is '../x', but"),
     "several problems": (
-        MINIMAL + "a: 1\nb: 2\nc: 3\n",
+        MINIMAL + "qqa: 1\nqqb: 2\nqqc: 3\n",
         "unknown key qqa -> see llmdistill init for the keys there are (and 2 more",
     ),
     "duplicate key": (MINIMAL + "name: y\n", "x.yaml:5: the key name stands here twice -> remove one of them"),
