@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +27,11 @@ _MESSAGE_TOKENS = 16
 """A chat template adds a few tokens to each message."""
 
 _MOST_TOKENS = 1_000_000_000
+_LEAST_LOGPROB, _ROUNDING = -1e6, 1e-3
+"""What is outside, infinity and NaN among it, is no log-probability; a server rounds."""
+
 _FINISHED = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
-_TOKEN_ID = "token_id:"
+_TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 
 
 class MalformedReply(Exception):
@@ -125,7 +130,8 @@ def read_reply(reply: object, request: Request) -> Completion:
     if choice.get("finish_reason") == "error":
         raise MalformedReply("the server broke off with an error")
     text, refusal = _text_of(message.get("content")), message.get("refusal")
-    finish = _FINISHED.get(str(choice.get("finish_reason")), "stop")
+    reason = choice.get("finish_reason")
+    finish = _FINISHED.get(reason, "stop") if isinstance(reason, str) else "stop"
     if not text and isinstance(refusal, str) and refusal:
         return _completion(reply, request, "", "refused", error=_readable(refusal)[:300])
     if request.choices:
@@ -142,7 +148,7 @@ def _first_choice(reply: object) -> dict[str, Any]:
     choices = reply.get("choices")
     if not isinstance(choices, list):
         said = reply.get("error")
-        raise MalformedReply(f"an error in place of an answer: {str(said)[:120]}" if said else "no choices")
+        raise MalformedReply(f"an error in place of an answer: {reprlib.repr(said)[:120]}" if said else "no choices")
     if not choices:
         raise MalformedReply("empty choices")
     if not isinstance(choices[0], dict):
@@ -206,7 +212,7 @@ def _choice_logprobs(choice: Mapping[str, Any], text: str, request: Request) -> 
     said = by_text.get(first_line.strip().removesuffix("."))
     if said is None and not request.prefill:
         return None
-    first = next((entry for entry in _positions(choice) if str(entry.get("token", "")).strip()), {})
+    first = next((entry for entry in _positions(choice) if _token_of(entry).strip()), {})
     masses: dict[str, float] = {}
     for token, logprob in _alternatives(first):
         name = by_text.get(token.strip())
@@ -223,7 +229,7 @@ def _alternatives(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
     found = []
     for item in listed if isinstance(listed, list) else []:
         token, logprob = (item.get("token"), item.get("logprob")) if isinstance(item, dict) else (None, None)
-        if isinstance(token, str) and isinstance(logprob, int | float):
+        if isinstance(token, str) and isinstance(logprob, int | float) and _LEAST_LOGPROB <= logprob < _ROUNDING:
             found.append((token, float(logprob)))
     return found
 
@@ -231,13 +237,18 @@ def _alternatives(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _logprobs(choice: Mapping[str, Any]) -> tuple[list[int], TopLogprobs | None]:
     """Token ids of the answer and the likeliest at each position, where the server names tokens by id."""
     positions = _positions(choice)
-    ids = [_token_id(str(entry.get("token"))) for entry in positions]
+    ids = [_token_id(_token_of(entry)) for entry in positions]
     rows = [[(_token_id(token), value) for token, value in _alternatives(entry)] for entry in positions]
     if not positions or None in ids or any(token is None for row in rows for token, _ in row):
         return [], None
     return [token for token in ids if token is not None], [[(t, v) for t, v in row if t is not None] for row in rows]
 
 
+def _token_of(entry: Mapping[str, Any]) -> str:
+    token = entry.get("token")
+    return token if isinstance(token, str) else ""
+
+
 def _token_id(token: str) -> int | None:
-    digits = token.removeprefix(_TOKEN_ID)
-    return int(digits) if token.startswith(_TOKEN_ID) and digits.isdigit() else None
+    found = _TOKEN_ID.fullmatch(token)
+    return int(found[1]) if found else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -17,23 +18,32 @@ from llmdistill.errors import ConfigError
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
 _SHOWN = "***"
+_SHORTEST_KEY = 12
 
 
 class Secret:
     """A value that must not be shown. Only `reveal` gives it."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_escaped", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
+        forms = (rf"(?:\\?{re.escape(c)}|\\u00{ord(c):02x})" for c in value)
+        self._escaped = re.compile("".join(forms).encode("latin-1", "replace"), re.IGNORECASE)
 
     def reveal(self) -> str:
         """The value itself, for the one header it belongs into."""
         return self._value
 
     def scrub(self, data: bytes) -> bytes:
-        """Data from outside, with the value replaced wherever a server repeats it."""
-        return data.replace(self._value.encode(), _SHOWN.encode())
+        """Data from outside, with the value replaced wherever a server repeats it, also with JSON's escapes.
+
+        What is as short as a word of a text ("EMPTY", "ollama") is no key, but what servers without keys are given.
+        """
+        if len(self._value) < _SHORTEST_KEY:
+            return data
+        data = data.replace(self._value.encode(), _SHOWN.encode())
+        return self._escaped.sub(_SHOWN.encode(), data) if b"\\u00" in data or b"\\/" in data else data
 
     def __repr__(self) -> str:
         return _SHOWN
@@ -65,9 +75,21 @@ class Endpoint:
 
 
 def base_urls(api: Api) -> list[str]:
-    """Addresses that the settings name, in their order."""
+    """Addresses that the settings name, in their order, usable or not."""
     named = api.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
     return [url.rstrip("/") for url in ([named] if isinstance(named, str) else named)]
+
+
+def usable_urls(api: Api) -> list[str]:
+    """The same addresses.
+
+    Raises:
+        ConfigError: one cannot be used.
+    """
+    found = base_urls(api)
+    for url in found:
+        _check_url(url)
+    return found
 
 
 def endpoints_of(settings: Model) -> list[Endpoint]:
@@ -76,9 +98,9 @@ def endpoints_of(settings: Model) -> list[Endpoint]:
     Raises:
         ConfigError: an address cannot be used, a key is missing or would be sent where it must not go.
     """
-    found = [Endpoint(url, _key_for(url, settings.api)) for url in base_urls(settings.api)]
+    found = [Endpoint(url, _key_for(url, settings.api)) for url in usable_urls(settings.api)]
     for endpoint in found:
-        _check(endpoint)
+        _check_key(endpoint)
     return found
 
 
@@ -96,17 +118,25 @@ def _key_for(url: str, api: Api) -> Secret | None:
     return Secret(value)
 
 
-def _check(endpoint: Endpoint) -> None:
-    parts = urlsplit(endpoint.url)
-    where = _place(endpoint.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+def _check_url(url: str) -> None:
+    where = _place(url)
+    try:
+        parts = urlsplit(url)
+        num = parts.port
+    except ValueError:
+        raise ConfigError("this is no address", where=where, do="mend api.base_url") from None
+    if num == 0 or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError("a base URL starts with https:// or http://", where=where, do="mend api.base_url")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in parts.netloc or parts.query or parts.fragment:
         advice = "put the key into an environment variable and its name into api.api_key_env"
         raise ConfigError("a base URL holds no user, password or query", where=where, do=advice)
     if _is_link_local(parts.hostname):
         raise ConfigError("this address serves a machine's own metadata, not a model", where=where)
-    if endpoint.key and parts.scheme == "http" and not is_loopback(parts.hostname):
+
+
+def _check_key(endpoint: Endpoint) -> None:
+    parts, where = urlsplit(endpoint.url), _place(endpoint.url)
+    if endpoint.key and parts.scheme == "http" and not is_loopback(endpoint.host):
         advice = "use https, or leave api.api_key_env out"
         raise ConfigError("a key is not sent over plain http to another machine", where=where, do=advice)
 

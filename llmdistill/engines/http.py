@@ -142,7 +142,7 @@ class Http:
     def _inflate(self, data: bytes, encoding: str) -> bytes:
         """Decompress what a server compressed unasked, bounded, so that a small reply cannot fill the memory."""
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise TransportError("malformed_reply", f"content encoding {encoding[:20]!r}")
+            raise TransportError("malformed_reply", "a content encoding that was not asked for")
         inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         try:
             found = inflater.decompress(data, self._max + 1)

@@ -54,12 +54,13 @@ class Gate:
         in_flight: calls that are.
         num_answered: calls that brought an answer.
         num_limited: replies that said there were too many.
+        num_away: calls in a row that did not reach the server.
     """
 
     def __init__(self, endpoint: Endpoint, api: Api, now: float) -> None:
         self.endpoint = endpoint
         self.in_flight = self.num_answered = 0
-        self.num_limited = 0
+        self.num_limited = self.num_away = 0
         self.limit = self._most = float(api.max_concurrency)
         self._step = max(1.0, self._most / _ROUNDS_TO_FULL)
         self._blocked_until = self._decreased = now
@@ -85,6 +86,7 @@ class Gate:
     def answered(self) -> None:
         """Additive increase: one step a round trip, that is, per `limit` answers."""
         self.num_answered += 1
+        self.num_away = 0
         self.limit = min(self._most, self.limit + self._step / self.limit)
 
     def congested(self, started: float, now: float) -> None:
@@ -97,6 +99,10 @@ class Gate:
     def block(self, until: float) -> None:
         """Nothing starts before this time."""
         self._blocked_until = max(self._blocked_until, until)
+
+    def blocked_for(self, now: float) -> float:
+        """Seconds until the server may be called again, as far as it has asked for that."""
+        return max(0.0, self._blocked_until - now)
 
 
 class Pool:

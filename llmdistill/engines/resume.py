@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llmdistill.config import Budget, Model, Pipeline
 from llmdistill.engines import open_engine
 from llmdistill.engines.base import Completion, Engine, Request
 from llmdistill.engines.chat import answer_bound, prompt_bound
-from llmdistill.engines.endpoint import base_urls
+from llmdistill.engines.endpoint import usable_urls
 from llmdistill.engines.models import ModelSource, Served, find_model
 from llmdistill.engines.prices import cost_of, price_of
 from llmdistill.errors import ConfigError
@@ -85,8 +86,9 @@ def ask(
         return failed
     till = _Till(engine.settings, engine.purse())
     done = min(len(journal), total - 1)
-    with progress(what, total, done) as bar:
-        for completion in till.ask(itertools.chain([first], owed), engine.get()):
+    answers = till.ask(itertools.chain([first], owed), engine.get())
+    with contextlib.closing(answers), progress(what, total, done) as bar:
+        for completion in answers:
             if completion.finish_reason == "failed":
                 failed[completion.id] = completion
             else:
@@ -121,7 +123,7 @@ class _Till:
             advice = "set price: {input: ..., output: ...} beside the model, in dollars per million tokens"
             raise ConfigError("the price is unknown, so a cost limit cannot be kept", where=settings.model, do=advice)
 
-    def ask(self, requests: Iterator[Request], engine: Engine) -> Iterator[Completion]:
+    def ask(self, requests: Iterator[Request], engine: Engine) -> Generator[Completion]:
         """Priced completions of all requests that the budget admits."""
         while True:
             for completion in engine.complete(self._admitted(requests)):
@@ -203,7 +205,7 @@ def model_parts(prefix: str, settings: Model, source: ModelSource | Served) -> P
 def find(settings: Model) -> ModelSource | Served:
     """Find the model that is asked. A served one is identified by its revision, else by where it is served."""
     if settings.engine == "openai":
-        return Served(settings.model, settings.revision or "served:" + ",".join(sorted(base_urls(settings.api))))
+        return Served(settings.model, settings.revision or "served:" + ",".join(sorted(usable_urls(settings.api))))
     return find_model(settings.model, settings.revision, settings.trust_remote_code)
 
 

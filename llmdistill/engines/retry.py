@@ -22,13 +22,16 @@ Kind = Literal["retry", "reject", "stop"]
 _OVERLOADED = {502, 503, 504, 529}
 _CONGESTED = {429, 503, 529}
 _RETRIED = {408, 409, 425, 429, 500} | _OVERLOADED
-_STOPS = {401, 402, 403, 404, 405}
+_STOPS = {401, 402, 403, 404, 405, 407}
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size)|maximum (model |input |prompt )?length|max_model_len|too many (input )?tokens"
+    r"|maximum number of tokens|inputs`? tokens \+ `?max_new_tokens|reduce the length"
     r"|(prompt|input|request)[^.]{0,40} too (long|large)",
     re.IGNORECASE,
 )
-_NO_MONEY = re.compile(r"insufficient[ _](quota|balance|funds|credit)|billing[ _]hard[ _]limit", re.IGNORECASE)
+_NO_MONEY = re.compile(
+    r"insufficient[ _](quota|balance|funds|credit)|billing[ _]hard[ _]limit|credit balance is too low", re.IGNORECASE
+)
 _MODERATED = re.compile(r"moderation|content[ _](filter|policy)|flagged|safety", re.IGNORECASE)
 _LONGEST_DETAIL = 300
 _NOT_LOOKED_AT = {"rate_limit", "overloaded", "unreachable"}
@@ -64,7 +67,9 @@ def classify(status: int | None, body: bytes | None = None, error: BaseException
     if status is None:
         return _classify_error(error)
     detail = server_words(status, body or b"")
-    if status == 429 and _NO_MONEY.search(detail):
+    if 200 <= status < 300:
+        return Verdict("retry", "malformed_reply", detail)
+    if status in (400, 429) and _NO_MONEY.search(detail):
         return Verdict("stop", "no_money", detail)
     if status in _RETRIED or status >= 500:
         reason = "rate_limit" if status == 429 else "overloaded" if status in _OVERLOADED else "server_error"
@@ -148,7 +153,7 @@ def _seconds(text: str) -> float | None:
 def _epoch(text: str) -> float | None:
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, IndexError, OSError):
         return None
 
 

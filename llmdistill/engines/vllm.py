@@ -74,6 +74,8 @@ class VllmEngine:
             ModelError: it does not start with this model and these settings.
         """
         _require_vllm()
+        if not any(source.path.glob("*.safetensors")):
+            raise ModelError("it has no weights in safetensors files", where=source.name, do="use another model")
         tokenizer = load_tokenizer(source)
         log, watch = _Log(), Watch()
         try:

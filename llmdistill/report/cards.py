@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from llmdistill.config import Pipeline
+from llmdistill.config import Model, Pipeline
 from llmdistill.engines.terms import Terms, terms_of
 from llmdistill.report import words
 from llmdistill.report.compare import ROLES, groups
@@ -51,7 +51,7 @@ def dataset_card(pipeline: Pipeline, data: RunData) -> str:
     sections = {
         "How it was made": [*_teacher(pipeline, data), *_judge(data)],
         "What was kept": _funnel(data.manifests),
-        "Licences and terms": _licences(pipeline),
+        "Licences and terms": _licences(pipeline, data),
         "Spend": _spend(data),
         "Versions": _versions(data.manifests),
         "Limits": [
@@ -65,7 +65,7 @@ def dataset_card(pipeline: Pipeline, data: RunData) -> str:
 
 def model_card(pipeline: Pipeline, data: RunData) -> str:
     """The card of the trained student, in Markdown with YAML in front."""
-    base = _base_model(pipeline)
+    base = _base_model(pipeline, data)
     front: dict[str, Any] = {
         "language": [pipeline.language],
         "license": _UNKNOWN,
@@ -74,14 +74,14 @@ def model_card(pipeline: Pipeline, data: RunData) -> str:
         **({"base_model": base} if base else {}),
         "tags": ["distillation", "llmdistill"],
     }
-    student = pipeline.student
-    origin = student.model or f"{student.keep_layers} layers of the teacher, chosen by {student.layer_rule}"
-    about = f"A student model, distilled from {_text(pipeline.teacher.model)} with llmdistill."
+    name, keep_layers, rule = _student(pipeline, data)
+    origin = _name(name) if name else f"{_text(keep_layers)} layers of the teacher, chosen by {_text(rule)}"
+    about = f"A student model, distilled from {_name(_asked(pipeline, data).model)} with llmdistill."
     sections = {
-        "What it is": [f"- Student before training: {_text(origin)}", *_training(data), *_teacher(pipeline, data)],
+        "What it is": [f"- Student before training: {origin}", *_training(data), *_teacher(pipeline, data)],
         "How it compares": _comparison(data),
         "Training data": [*_judge(data), "", *_funnel(data.manifests)],
-        "Licences and terms": [*_licences(pipeline), "- Licence of the student before training: unknown"],
+        "Licences and terms": [*_licences(pipeline, data), "- Licence of the student before training: unknown"],
         "Spend": _spend(data),
         "Versions": _versions(data.manifests),
         "Limits": [
@@ -94,7 +94,7 @@ def model_card(pipeline: Pipeline, data: RunData) -> str:
 
 
 def terms_digest(pipeline: Pipeline) -> dict[str, Any]:
-    """What the cards say of the terms and does not stand in the pipeline file."""
+    """What the cards may say of the terms and does not stand in the pipeline file or the manifests."""
     terms = terms_of(pipeline.teacher)
     return terms.model_dump(mode="json", exclude={"hosts", "models"}) if terms else {}
 
@@ -124,18 +124,48 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {line} |" for line in lines]
 
 
+def _name(model: object) -> str:
+    """A model's name for others to read: of a directory only the last part."""
+    path = Path(_plain(model))
+    return _text(path.name if path.is_absolute() else model)
+
+
+def _revision(revision: object) -> str:
+    """A revision for others to read: not the address of whoever served the model."""
+    return "unknown (served)" if str(revision).startswith("served:") else _text(revision)
+
+
 def _setting(data: RunData, stage: str, key: str) -> Any:
     manifest = data.manifests.get(stage)
     value = manifest.settings.get(key) if manifest else None
     return _UNKNOWN if value is None else value
 
 
+def _asked(pipeline: Pipeline, data: RunData) -> Model:
+    """The teacher under the name that the manifest has; the settings may name another one by now."""
+    manifest = data.manifests.get("generate")
+    name = manifest.settings.get("teacher.model") if manifest else None
+    return pipeline.teacher.model_copy(update={"model": name}) if isinstance(name, str) else pipeline.teacher
+
+
+def _student(pipeline: Pipeline, data: RunData) -> tuple[Any, Any, Any]:
+    """What the student was made from, as recorded: a model's name, or how many layers and how they were chosen."""
+    manifest, names = data.manifests.get("train"), ("model", "keep_layers", "layer_rule")
+    settings = manifest.settings if manifest else {}
+    if "student.keep_layers" not in settings:
+        settings = {f"student.{name}": getattr(pipeline.student, name) for name in names}
+    model, keep_layers, rule = (settings.get(f"student.{name}") for name in names)
+    return model, keep_layers, rule
+
+
 def _teacher(pipeline: Pipeline, data: RunData) -> list[str]:
-    of = {name: _setting(data, "generate", f"teacher.{name}") for name in ("model", "revision", "engine")}
+    model, revision, engine = (
+        _setting(data, "generate", f"teacher.{name}") for name in ("model", "revision", "engine")
+    )
     sampling = {name: _setting(data, "generate", f"generate.{name}") for name in _SAMPLING}
     shown = ", ".join(f"{name} {words.setting(value)}" for name, value in sampling.items())
     return [
-        f"- Teacher: {_text(of['model'])}, revision {_text(of['revision'])}, engine {_text(of['engine'])}",
+        f"- Teacher: {_name(model)}, revision {_revision(revision)}, engine {_text(engine)}",
         f"- Sampling: {_text(shown)}",
         f"- Prompts: {_text(pipeline.prompts.dataset or Path(pipeline.prompts.path).name)}",
     ]
@@ -149,7 +179,7 @@ def _judge(data: RunData) -> list[str]:
     if model == _UNKNOWN:
         return ["- Judge: none is recorded"]
     return [
-        f"- Judge: {_text(model)}, revision {_text(revision)}",
+        f"- Judge: {_name(model)}, revision {_revision(revision)}",
         f"- Rubric: {_text(rubric)} (sha256 {_text(digest)}), least score {_text(least)}",
     ]
 
@@ -172,8 +202,8 @@ def _funnel(manifests: Mapping[str, Manifest]) -> list[str]:
     return _table(["Stage", "In", "Kept", "Rejected", "Failed", "Reasons"], rows)
 
 
-def _licences(pipeline: Pipeline) -> list[str]:
-    terms = terms_of(pipeline.teacher)
+def _licences(pipeline: Pipeline, data: RunData) -> list[str]:
+    terms = terms_of(_asked(pipeline, data))
     return [
         f"- Licence of the prompts, as given in the settings: {_text(pipeline.prompts.licence or _UNKNOWN)}",
         *(_terms(terms, pipeline.teacher.accept_terms) if terms else ["- Terms of the teacher: unknown"]),
@@ -235,7 +265,7 @@ def _size_category(num: int) -> str:
     return next((name for limit, name in _SIZES if num < limit), "n>1M")
 
 
-def _base_model(pipeline: Pipeline) -> str | None:
+def _base_model(pipeline: Pipeline, data: RunData) -> str | None:
     """The Hub name of what the student was before; None for a directory, or when the name is no Hub name."""
-    name = pipeline.student.model or pipeline.teacher.weights or pipeline.teacher.model
-    return name if _HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+    name = _student(pipeline, data)[0] or pipeline.teacher.weights or _asked(pipeline, data).model
+    return name if _HUB_NAME.fullmatch(str(name)) and not Path(name).exists() else None

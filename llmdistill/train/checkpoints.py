@@ -42,7 +42,8 @@ class ShowProgress(TrainerCallback):
         """Called by the trainer after every optimiser step."""
         failpoint("train.after_step")
         losses = [entry["loss"] for entry in state.log_history[-3:] if "loss" in entry]
-        self.bar.advance(state.global_step - self.bar.done, note=f"loss {losses[-1]:.3f}" if losses else "")
+        loss = f"loss {losses[-1]:.3f}" if losses else ""
+        self.bar.advance(state.global_step - self.bar.done, note=lambda: loss)
 
 
 def latest_complete(folder: Path) -> Path | None:
