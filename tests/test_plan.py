@@ -1,4 +1,7 @@
-"""The plan: exact counts where they can be known, `unknown` where not, nothing written, mistakes found early."""
+"""The plan: exact counts where they can be known, `unknown` where not, nothing written, mistakes found early.
+
+Its money is in tests/plan/.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from llmdistill.config import Curate, Evaluate, Filter, Generate, Judge, Model, Prompts, Student, Train
+from llmdistill.engines.models import num_parameters
 from llmdistill.errors import ConfigError, InputError, ModelError
 from llmdistill.generate.prompts import read_prompts
 from llmdistill.pipeline_file import load_pipeline
-from llmdistill.plan import Step, _duration, make_plan, num_parameters
+from llmdistill.plan import Step, make_plan
+from llmdistill.plan.steps import duration
 from llmdistill.stages import STAGES
 from tests.runs import finish_stage, pipeline
 from tests.tiny import REPO
@@ -144,7 +149,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (1e6, "277.8 h")],
 )
 def test_durations_are_written_for_people(seconds, text):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_plan_is_plain_data():

@@ -26,7 +26,7 @@ from typing import Any
 
 from llmdistill.config import Model
 from llmdistill.engines.base import Completion, Request
-from llmdistill.engines.batch_calls import BatchCalls, BatchState, QueueFull
+from llmdistill.engines.batch_calls import SEARCH_WAITS, BatchCalls, BatchState, QueueFull
 from llmdistill.engines.batch_shard import Shard, batch_line, custom_id_of, first_lines, read_shards
 from llmdistill.engines.chat import MalformedReply, payload, read_reply
 from llmdistill.engines.endpoint import endpoints_of
@@ -99,6 +99,9 @@ class _Job:
         self.owed: dict[str, Request] = {}
         self._queue: deque[str] = deque()
         self._running: list[Shard] = []
+        self._uncertain: list[Shard] = []
+        self._num_looks = 0
+        self._next_look = 0.0
         self._states: dict[str, BatchState] = {}
         self._last_attempt: dict[str, int] = {}
         self._failures: Counter[str] = Counter()
@@ -117,6 +120,7 @@ class _Job:
         at_the_server = {custom_id for shard in self._running for custom_id in shard.custom_ids}
         self._queue.extend(custom_id for custom_id in self.owed if custom_id not in at_the_server)
         while self._running or self._queue:
+            self._look_for_made()
             self._submit_what_fits()
             self._tell()
             for shard in list(self._running):
@@ -157,10 +161,25 @@ class _Job:
             yield from self._settle(shard, is_new=False)
         elif members:
             self._running.append(shard)
+            if shard.input_file_id and not shard.batch_id:
+                self._uncertain.append(shard)
+
+    def _look_for_made(self) -> None:
+        """Search the server for batches that a killed process may have made; several times, it may be making them."""
+        if not self._uncertain or time.monotonic() < self._next_look:
+            return
+        found = self.calls.find_batches({shard.key for shard in self._uncertain})
+        for shard in self._uncertain:
+            if shard.key in found:
+                shard.note(batch_id=found[shard.key])
+        self._num_looks += 1
+        is_last = self._num_looks == len(SEARCH_WAITS)
+        self._uncertain = [shard for shard in self._uncertain if not shard.batch_id and not is_last]
+        self._next_look = time.monotonic() + (0.0 if is_last else SEARCH_WAITS[self._num_looks])
 
     def _submit_what_fits(self) -> None:
         """Make batches of the shards that wait for it, then of the queue, while the server takes them."""
-        waiting = [shard for shard in self._running if not shard.batch_id]
+        waiting = [shard for shard in self._running if not shard.batch_id and shard not in self._uncertain]
         while not self._is_full and (waiting or (self._queue and len(self._running) < _MOST_IN_FLIGHT)):
             self._submit(waiting.pop(0) if waiting else self._next_shard())
 
@@ -177,15 +196,12 @@ class _Job:
         return shard
 
     def _submit(self, shard: Shard) -> None:
-        """Make the shard's batch, unless it has been made."""
-        found = None
+        """Make the shard's batch; that none was made so far is certain."""
         if not shard.input_file_id:
             self._upload(shard)
-        elif not shard.is_new:
-            found = self.calls.search_batch(shard.key)
         others_run = any(other.batch_id for other in self._running)
         try:
-            batch_id = found or self.calls.create(shard.key, shard.input_file_id, others_run)
+            batch_id = self.calls.create(shard.key, shard.input_file_id, others_run)
         except QueueFull:
             self._is_full = True
             return

@@ -32,7 +32,7 @@ _PAGE = 100
 _SLOWEST = 50_000
 """Bytes per second; a reply that comes more slowly has only `api.timeout` in all."""
 
-_SEARCH_WAITS = (0.0, 1.0, 2.0, 4.0)
+SEARCH_WAITS = (0.0, 1.0, 2.0, 4.0)
 """Seconds before each look for a batch that may have been made: a server may still be making it."""
 
 _DOWNLOADS = 3
@@ -118,28 +118,34 @@ class BatchCalls:
             )
             return _id_of(self._json(reply))
 
-        return self._call(make, lambda: self.search_batch(key), has_alternative=others_run)
+        return self._call(make, lambda: self._search_batch(key), has_alternative=others_run)
 
-    def search_batch(self, key: str) -> str | None:
-        """Id of the batch that was made for a key, if one was; looks several times over some seconds."""
-        for wait in _SEARCH_WAITS:
+    def find_batches(self, keys: set[str]) -> dict[str, str]:
+        """Ids of the batches that were made for these keys, by key; without those that were not made (yet)."""
+        return self._call(lambda: self._find_batches(keys))
+
+    def _search_batch(self, key: str) -> str | None:
+        for wait in SEARCH_WAITS:
             time.sleep(wait)
-            found = self._call(lambda: self._find_batch(key))
-            if found is not None:
-                return found
+            found = self.find_batches({key})
+            if found:
+                return found[key]
         return None
 
-    def _find_batch(self, key: str) -> str | None:
-        batches = self._client.batches.with_raw_response
+    def _find_batches(self, keys: set[str]) -> dict[str, str]:
+        batches, found = self._client.batches.with_raw_response, {}
 
         def page(after: dict[str, str]) -> LegacyAPIResponse[Any]:
             return batches.list(limit=_PAGE, **after)  # type: ignore[arg-type]
 
         for row in self._all(page):
             metadata = row.get("metadata")
-            if isinstance(metadata, dict) and metadata.get("llmdistill") == key:
-                return str(row["id"])
-        return None
+            key = metadata.get("llmdistill") if isinstance(metadata, dict) else None
+            if key in keys:
+                found[key] = str(row["id"])
+                if len(found) == len(keys):
+                    break
+        return found
 
     def state(self, batch_id: str, advice: str) -> BatchState:
         """How far a batch is. `advice` is for when the server does not know it."""

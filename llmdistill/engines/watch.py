@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _VARIABLE = "LLMDISTILL_ENGINE"
+_KEEP_ENVIRONMENT = "SPT_NOENV"
+"""Has setproctitle, with which vLLM names its processes, not write the name over the environment."""
+
 _GRACE = 1.0
 """Seconds the engine's processes have to end by themselves."""
 
@@ -38,11 +41,13 @@ class Watch:
     @contextmanager
     def marked(self) -> Iterator[None]:
         """Mark the processes that are started inside the block, and those that these start."""
-        os.environ[_VARIABLE] = self._mark
+        marks = {_VARIABLE: self._mark, _KEEP_ENVIRONMENT: "1"}
+        os.environ.update(marks)
         try:
             yield
         finally:
-            del os.environ[_VARIABLE]
+            for name in marks:
+                del os.environ[name]
 
     def close(self) -> None:
         """End what is left of the processes, and wait until they are gone."""

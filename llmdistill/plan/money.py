@@ -43,8 +43,8 @@ class ModelFacts:
 
     @property
     def is_refused(self) -> bool:
-        """Whether a run would refuse it for its terms."""
-        return self.restricts in ("forbids", "conditions") and not self.accepted
+        """Whether a run would refuse it for its terms. A judge's words are not trained on."""
+        return self.key == "teacher" and self.restricts in ("forbids", "conditions") and not self.accepted
 
 
 def facts_of(pipeline: Pipeline) -> list[ModelFacts]:

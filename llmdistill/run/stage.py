@@ -231,9 +231,12 @@ def read_records(path: Path) -> list[Record]:
     elif manifest and manifest.outputs.get(path.name) not in (None, sha256_of(path)):
         wrong = f"this is not what {path.parent.name} wrote"
     if wrong:
-        advice = f"remove it and run llmdistill {_command_of(path.parent.name)} again"
-        raise DamagedError(wrong, where=path, do=advice)
+        raise _damaged(path, wrong)
     return [from_row(row) for row in read_table(path).to_pylist()]
+
+
+def _damaged(path: Path, what: str) -> DamagedError:
+    return DamagedError(what, where=path, do=f"remove it and run llmdistill {_command_of(path.parent.name)} again")
 
 
 def _command_of(name: str) -> str:
@@ -252,8 +255,14 @@ def read_shards(run_dir: Path, name: str) -> Iterator[list[Record]]:
 
 
 def num_records(run_dir: Path, name: str) -> int:
-    """Number of records that a finished stage passed on."""
-    return sum(pq.read_metadata(path).num_rows for path in part_paths(run_dir / name))
+    """Number of records that a finished stage passed on; a file that is none is a `DamagedError`."""
+    total = 0
+    for path in part_paths(run_dir / name):
+        try:
+            total += pq.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, f"this is not what {name} wrote") from error
+    return total
 
 
 def inputs_of(run_dir: Path, *names: str) -> Parts:

@@ -72,6 +72,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def chats_of_round(number: int, count: int) -> list:
     """Real prompts of mixed length; the first words differ from round to round."""
     texts = [json.loads(line)["prompt"] for line in PROMPTS.read_text("utf-8").splitlines()]
+    texts = [text for text in texts if len(text) < 1000]
     system = {"role": "system", "content": f"Round {number}. Answer in one to three sentences."}
     return [[system, {"role": "user", "content": texts[index % len(texts)]}] for index in range(count)]
 

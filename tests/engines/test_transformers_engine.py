@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmdistill.config import Model
-from llmdistill.engines import Request, Sampling, open_engine
+from llmdistill.engines import Request, Sampling
 from llmdistill.engines.models import find_model, load_tokenizer, render_prompt
 from llmdistill.engines.transformers import TransformersEngine
 from llmdistill.errors import ModelError
@@ -20,7 +20,7 @@ QUESTIONS = ["Hi", "What is the capital of France?", "한국의 수도는 어디
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> TransformersEngine:
-    return open_engine(Model(model=str(tiny_model), batch_size=3), find_model(str(tiny_model)))
+    return TransformersEngine.open(Model(model=str(tiny_model), batch_size=3), find_model(str(tiny_model)))
 
 
 def ask(text: str, **kind: object) -> Request:
@@ -128,11 +128,12 @@ def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
 
 
 def test_batches_keep_every_row_pad_little_and_stay_small():
-    from llmdistill.engines.transformers import _batches, _Prepared
+    from llmdistill.engines.prepare import Prepared
+    from llmdistill.engines.transformers import _batches
 
     draw = random.Random(0)
     lengths = sorted((draw.choice([5, 40, 90, 300, 1500]) + draw.randrange(20) for _ in range(200)), reverse=True)
-    items = [_Prepared(ask(str(index)), [1] * length, [], {}) for index, length in enumerate(lengths)]
+    items = [Prepared(ask(str(index)), [1] * length, [], {}) for index, length in enumerate(lengths)]
     batches = list(_batches(items, num_tokens=4096, num_rows=16, room=80))
     assert [item for batch in batches for item in batch] == items
     for batch in batches:

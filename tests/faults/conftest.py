@@ -48,6 +48,7 @@ class Result:
     code: int
     stdout: str
     stderr: str
+    peak_mb: float = 0.0
 
     @property
     def error(self) -> str:
@@ -75,7 +76,7 @@ class Process:
 
     def wait(self, timeout: float = 120) -> Result:
         reply = self.zygote.ask(do="wait", pid=self.pid, timeout=timeout)
-        return Result(reply["code"], self.stdout.read_text(), self.stderr.read_text())
+        return Result(reply["code"], self.stdout.read_text(), self.stderr.read_text(), reply["peak_mb"])
 
 
 class Zygote:
@@ -107,15 +108,17 @@ class Zygote:
         self.process.stdin.flush()
         return self._reply()
 
-    def start(self, *arguments: Any, cwd: Path, failpoint: str = "", **options: Any) -> Process:
-        """Start a command; `failpoint` kills it there."""
+    def start(
+        self, *arguments: Any, cwd: Path, failpoint: str = "", env: dict[str, str] | None = None, **options: Any
+    ) -> Process:
+        """Start a command; `failpoint` kills it there, `env` is added to its environment."""
         self.count += 1
         stdout, stderr = self.folder / f"{self.count}.out", self.folder / f"{self.count}.err"
         pid = self.ask(
             do="start",
             arguments=[str(argument) for argument in arguments],
             cwd=cwd,
-            env={"LLMDISTILL_FAILPOINT": failpoint},
+            env={"LLMDISTILL_FAILPOINT": failpoint, **(env or {})},
             stdout=stdout,
             stderr=stderr,
             **options,
@@ -249,3 +252,21 @@ def wait_until(condition: Any, timeout: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def fake_teacher_process() -> Iterator[Any]:
+    """The process of a fake teacher."""
+    from tests.faults.api import fake_teacher
+
+    with fake_teacher() as teacher:
+        yield teacher
+
+
+@pytest.fixture
+def api(zygote: Zygote, fake_teacher_process: Any, tiny_model: Path, tmp_path: Path) -> Any:
+    """A well-behaved fake teacher, and runs that ask it."""
+    from tests.faults.api import Api
+
+    fake_teacher_process.begin()
+    return Api(zygote, fake_teacher_process, tmp_path, tiny_model)

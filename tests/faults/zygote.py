@@ -31,6 +31,7 @@ def import_everything() -> None:
     import llmdistill.cli
     import llmdistill.cli.tables
     import llmdistill.curate.stage
+    import llmdistill.engines.openai
     import llmdistill.engines.transformers
     import llmdistill.evaluate.stage
     import llmdistill.filter.stage
@@ -49,14 +50,20 @@ def trace_answers(path: str) -> None:
     really_open = resume.open_engine
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
+    def noted(requests: Any, kinds: dict[str, str]) -> Any:
+        for request in requests:
+            kinds[request.id] = f"write-{request.sampling.max_new_tokens}" if request.sampling else "score"
+            yield request
+
     class Traced:
-        def __init__(self, settings: Any, source: Any) -> None:
-            self.engine, self.name = really_open(settings, source), source.path.name
+        def __init__(self, settings: Any, source: Any, state_dir: Any) -> None:
+            self.engine, self.name = really_open(settings, source, state_dir), source.name.split("/")[-1]
+            self.status = self.engine.status
 
         def complete(self, requests: Any) -> Any:
-            kinds = {r.id: f"write-{r.sampling.max_new_tokens}" if r.sampling else "score" for r in requests}
-            for completion in self.engine.complete(requests):
-                os.write(handle, f"{self.name} {kinds[completion.id]} {completion.id}\n".encode())
+            kinds: dict[str, str] = {}
+            for completion in self.engine.complete(noted(requests, kinds)):
+                os.write(handle, f"{self.name} {kinds.pop(completion.id)} {completion.id}\n".encode())
                 yield completion
 
         def close(self) -> None:
@@ -104,12 +111,12 @@ def start(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def wait(order: dict[str, Any]) -> dict[str, Any]:
-    """Exit code of a child, negative for a signal; one that takes too long is killed."""
+    """Exit code of a child, negative for a signal, and its most memory in MB; one that takes too long is killed."""
     deadline = time.monotonic() + order["timeout"]
     while True:
-        pid, status = os.waitpid(order["pid"], os.WNOHANG)
+        pid, status, used = os.wait4(order["pid"], os.WNOHANG)
         if pid:
-            return {"code": os.waitstatus_to_exitcode(status)}
+            return {"code": os.waitstatus_to_exitcode(status), "peak_mb": used.ru_maxrss / 1024}
         if time.monotonic() > deadline:
             os.kill(order["pid"], signal.SIGKILL)
             deadline = float("inf")
