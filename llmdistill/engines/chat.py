@@ -56,7 +56,7 @@ def payload(
     if request.choices:
         body |= _choosing(request, settings, "logprobs" not in without)
     elif request.sampling:
-        body |= _writing(request, request.sampling, "schema" not in without)
+        body |= _writing(request, request.sampling, without)
     if request.prefill and settings.can_prefill:
         body["messages"] = [*body["messages"], {"role": "assistant", "content": request.prefill}]
         body |= {"continue_final_message": True, "add_generation_prompt": False}
@@ -68,15 +68,15 @@ def payload(
     return {key: value for key, value in body.items() if value is not None}
 
 
-def _writing(request: Request, sampling: Sampling, with_schema: bool) -> dict[str, Any]:
+def _writing(request: Request, sampling: Sampling, without: frozenset[str]) -> dict[str, Any]:
     body: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
     if sampling.top_p < 1:
         body["top_p"] = sampling.top_p
     if sampling.repetition_penalty != 1:
         body["repetition_penalty"] = sampling.repetition_penalty
-    if request.top_logprobs:
+    if request.top_logprobs and "logprobs" not in without:
         body |= {"logprobs": True, "top_logprobs": min(request.top_logprobs, MOST_TOP_LOGPROBS)}
-    if request.schema is not None and with_schema:
+    if request.schema is not None and "schema" not in without:
         form = {"name": "answer", "schema": dict(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body

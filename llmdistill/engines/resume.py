@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from llmdistill.engines.chat import answer_bound, prompt_bound
 from llmdistill.engines.endpoint import usable_urls
 from llmdistill.engines.models import ModelSource, Served, find_model
 from llmdistill.engines.prices import cost_of, price_of
-from llmdistill.errors import ConfigError
+from llmdistill.errors import ConfigError, Interrupted
 from llmdistill.run.budget import Purse, Spend, spent_in
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.failpoint import failpoint
@@ -88,7 +88,8 @@ def ask(
     done = min(len(journal), total - 1)
     answers = till.ask(itertools.chain([first], owed), engine.get())
     with contextlib.closing(answers), progress(what, total, done) as bar:
-        for completion in answers:
+
+        def keep(completion: Completion) -> None:
             if completion.finish_reason == "failed":
                 failed[completion.id] = completion
             else:
@@ -96,8 +97,32 @@ def ask(
                 failpoint("engine.after_answer")
             tokens = completion.completion_tokens or completion.prompt_tokens
             bar.advance(tokens=tokens, cost=completion.cost, failed=len(failed), note=engine.get().status)
+
+        _keep_all(answers, keep)
     journal.commit()
     return failed
+
+
+def _keep_all(answers: Iterator[Completion], keep: Callable[[Completion], None]) -> None:
+    """Keep every answer; when a signal comes while one is being kept, those in flight too."""
+    unkept = None
+    try:
+        for unkept in answers:
+            keep(unkept)
+            unkept = None
+    except Interrupted as stop:
+        for completion in [*([unkept] if unkept else []), *_rest(answers, stop)]:
+            keep(completion)
+        raise
+
+
+def _rest(answers: Iterator[Completion], stop: Interrupted) -> Iterator[Completion]:
+    """What an engine that is told to stop still gives."""
+    if isinstance(answers, Generator):
+        with contextlib.suppress(StopIteration, Interrupted):
+            yield answers.throw(stop)
+            while True:
+                yield next(answers)
 
 
 def answer_of(id_: str, journal: Journal, failed: dict[str, Completion]) -> Completion:
@@ -126,8 +151,13 @@ class _Till:
     def ask(self, requests: Iterator[Request], engine: Engine) -> Generator[Completion]:
         """Priced completions of all requests that the budget admits."""
         while True:
-            for completion in engine.complete(self._admitted(requests)):
-                yield self._paid(completion)
+            answers = engine.complete(self._admitted(requests))
+            try:
+                for completion in answers:
+                    yield self._paid(completion)
+            except Interrupted as stop:
+                yield from map(self._paid, _rest(answers, stop))
+                raise
             if self._held is None:
                 return
             self._purse.check(self._bound(self._held))

@@ -12,6 +12,7 @@ import json
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -62,6 +63,7 @@ class Session:
         self.problem: Exception | None = None
         self._out: queue.SimpleQueue[list[Completion] | None] = queue.SimpleQueue()
         self._ready: list[Completion] = []
+        self._unread: deque[Completion] = deque()
         self._refused: list[Completion] = []
         self._flushing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="llmdistill-api")
@@ -81,6 +83,8 @@ class Session:
     def answers(self, until: float | None = None) -> Iterator[Completion]:
         """Answers, until there are no more or this time has come."""
         while True:
+            while self._unread:
+                yield self._unread.popleft()
             try:
                 left = None if until is None else max(0.0, until - time.monotonic())
                 ready = self._out.get(timeout=left)
@@ -88,7 +92,7 @@ class Session:
                 return
             if ready is None:
                 return
-            yield from ready
+            self._unread.extend(ready)
 
     def stop_asking(self) -> None:
         """Take no new request, and try none again."""

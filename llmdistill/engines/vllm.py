@@ -43,7 +43,6 @@ _QUIET = "ERROR"
 _CPU_CACHE_PART = 4
 """On a CPU the cache takes one part in this many of the free memory; vLLM by itself would take nearly all."""
 
-
 _SECONDS_TO_END = 1.0
 """vLLM's processes hold nothing that is still needed; what has not ended by then is killed."""
 

@@ -1,10 +1,49 @@
-"""Reading a teacher's reply: where the rationale ends and the answer begins."""
+"""Reading a teacher's reply: what of it is usable, where the rationale ends and the answer begins."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
+from llmdistill.config import Generate
+from llmdistill.engines.base import Completion
+from llmdistill.record import Record, Reject
+from llmdistill.run.stage import FAILED
 from llmdistill.templates import TeacherTemplate
+
+
+def with_answer(
+    record: Record, completion: Completion, settings: Generate, template: TeacherTemplate, prefill: str
+) -> Record | Reject:
+    """The record with what the teacher said.
+
+    Args:
+        prefill: what the teacher's answer was made to begin with.
+    """
+    unusable = _unusable(prefill + completion.text, completion, settings)
+    if unusable:
+        return Reject(record, "generate", *unusable)
+    reply = prefill + completion.text
+    record = replace(record, completion=[{"role": "assistant", "content": reply.strip()}])
+    if completion.finish_reason == "length" and settings.truncated == "reject":
+        return Reject(record, "generate", "truncated", f"cut at {completion.completion_tokens:,} tokens")
+    parsed = split_reply(reply, template)
+    if parsed is None and settings.unparsed == "reject":
+        return Reject(record, "generate", "unparsed", f"no {template.answer_marker!r} with text after it")
+    rationale, answer = parsed or (None, reply.strip())
+    return replace(record, rationale=rationale or completion.reasoning or None, answer=answer)
+
+
+def _unusable(reply: str, completion: Completion, settings: Generate) -> tuple[str, str] | None:
+    """Reason and detail when there is no answer to read."""
+    if completion.finish_reason == "too_long":
+        counted = f"{completion.prompt_tokens:,} tokens and {settings.max_new_tokens:,} to come"
+        return "prompt_too_long", completion.error or counted
+    if completion.finish_reason == "failed":
+        return FAILED, completion.error
+    if completion.finish_reason in ("refused", "content_filter"):
+        return completion.finish_reason, completion.error
+    return None if reply.strip() else ("empty_reply", "")
 
 
 def split_reply(reply: str, template: TeacherTemplate) -> tuple[str | None, str] | None:

@@ -12,13 +12,12 @@ from llmdistill.engines.base import Completion, Request, Sampling
 from llmdistill.engines.resume import LazyEngine, answer_of, ask, model_parts, usage_of
 from llmdistill.engines.terms import check_terms
 from llmdistill.generate.prompts import PromptSet, input_hashes, read_prompts
-from llmdistill.generate.replies import split_reply
+from llmdistill.generate.replies import with_answer
 from llmdistill.record import Record, Reject, TeacherInfo
 from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Counts, Manifest
 from llmdistill.run.stage import (
-    FAILED,
     Outcome,
     Stage,
     begin,
@@ -163,39 +162,14 @@ class _Asker:
         """What became of the records of one shard."""
         outcome = Outcome()
         for record in records:
-            read = self._read(record, answer_of(record.id, journal, failed))
+            completion = answer_of(record.id, journal, failed)
+            asked = replace(record, teacher=self._teacher_info(completion))
+            read = with_answer(asked, completion, self.settings, self.template, self.prefill)
             if isinstance(read, Reject):
                 outcome.rejected.append(read)
             else:
                 outcome.kept.append(read)
         return outcome
-
-    def _read(self, record: Record, completion: Completion) -> Record | Reject:
-        record = replace(record, teacher=self._teacher_info(completion))
-        unusable = self._unusable(completion)
-        if unusable:
-            return Reject(record, "generate", *unusable)
-        reply = self.prefill + completion.text
-        record = replace(record, completion=[{"role": "assistant", "content": reply.strip()}])
-        if completion.finish_reason == "length" and self.settings.truncated == "reject":
-            return Reject(record, "generate", "truncated", f"cut at {completion.completion_tokens:,} tokens")
-        parsed = split_reply(reply, self.template)
-        if parsed is None:
-            if self.settings.unparsed == "reject":
-                return Reject(record, "generate", "unparsed", f"no {self.template.answer_marker!r} with text after it")
-            return replace(record, rationale=completion.reasoning or None, answer=reply.strip())
-        return replace(record, rationale=parsed[0] or completion.reasoning or None, answer=parsed[1])
-
-    def _unusable(self, completion: Completion) -> tuple[str, str] | None:
-        """Reason and detail when there is no answer to read."""
-        if completion.finish_reason == "too_long":
-            counted = f"{completion.prompt_tokens:,} tokens and {self.sampling.max_new_tokens:,} to come"
-            return "prompt_too_long", completion.error or counted
-        if completion.finish_reason == "failed":
-            return FAILED, completion.error
-        if completion.finish_reason in ("refused", "content_filter"):
-            return completion.finish_reason, completion.error
-        return None if (self.prefill + completion.text).strip() else ("empty_reply", "")
 
     def _teacher_info(self, completion: Completion) -> TeacherInfo:
         return TeacherInfo(

@@ -21,7 +21,7 @@ from llmdistill.engines.chat import answer_bound
 from llmdistill.engines.prices import cost_of, price_of
 from llmdistill.filter.checks import failed_check
 from llmdistill.filter.judge import judge_request
-from llmdistill.generate.replies import split_reply
+from llmdistill.generate.replies import with_answer
 from llmdistill.record import Message, Record, TeacherInfo
 from llmdistill.templates import Rubric, TeacherTemplate
 
@@ -183,20 +183,12 @@ def answer_to_judge(
     record: Record, completion: Completion, pipeline: Pipeline, template: TeacherTemplate
 ) -> Record | None:
     """The record as the judge would read it; None when it would not get that far."""
-    settings = pipeline.generate
-    reply = (template.prefill if pipeline.teacher.can_prefill else "") + completion.text
-    cut = completion.finish_reason == "length" and settings.truncated == "reject"
-    if not reply.strip() or cut or completion.finish_reason in ("refused", "content_filter"):
-        return None
-    parsed = split_reply(reply, template)
-    if parsed is None and settings.unparsed == "reject":
-        return None
-    rationale, answer = parsed or (None, reply.strip())
+    prefill = template.prefill if pipeline.teacher.can_prefill else ""
     written = completion.completion_tokens
     teacher = TeacherInfo(pipeline.teacher.model, None, "", completion.finish_reason, completion.prompt_tokens, written)
-    said: list[Message] = [{"role": "assistant", "content": reply.strip()}]
-    read = replace(record, completion=said, rationale=rationale, answer=answer, teacher=teacher)
-    return None if failed_check(read, pipeline.filter.checks, pipeline.language) else read
+    read = with_answer(replace(record, teacher=teacher), completion, pipeline.generate, template, prefill)
+    usable = isinstance(read, Record) and not failed_check(read, pipeline.filter.checks, pipeline.language)
+    return read if isinstance(read, Record) and usable else None
 
 
 def _bytes_per_token(answers: Sequence[Completion], by_id: Mapping[str, Record], template: TeacherTemplate) -> float:

@@ -17,7 +17,7 @@ from llmdistill.config import Pipeline
 from llmdistill.report import words
 from llmdistill.report.charts import draw_all
 from llmdistill.report.compare import ROLES, conclude, groups
-from llmdistill.report.data import Example, RunData, Sample
+from llmdistill.report.data import Example, RunData, Sample, usages
 from llmdistill.run.digest import flatten
 from llmdistill.run.manifest import Counts, Manifest, Usage
 
@@ -75,7 +75,7 @@ def render(pipeline: Pipeline, data: RunData) -> str:
         judged=len(data.scores_kept) + len(data.scores_rejected) > 0,
         samples=[(_excerpt(s.prompt), _excerpt(s.reference or ""), _replies(s)) for s in data.samples],
         examples=_examples(data.examples),
-        usage=_usage(data.manifests),
+        usage=[_usage_row(name, usage) for name, usage in usages(data.manifests).items()],
         digests=[(name, manifest.digest) for name, manifest in data.manifests.items()],
         versions=_versions(data.manifests),
         settings=_settings(pipeline),
@@ -169,20 +169,6 @@ def _example(example: Example) -> dict[str, str]:
         "prompt": short(example.prompt),
         "reply": short(example.reply),
     }
-
-
-def _usage(manifests: Mapping[str, Manifest]) -> list[list[str]]:
-    """One row of cells per stage, and their sum."""
-    usages = {name: manifest.usage for name, manifest in manifests.items()}
-    costs = [usage.cost for usage in usages.values()]
-    total = Usage(
-        sum(usage.requests for usage in usages.values()),
-        sum(usage.prompt_tokens for usage in usages.values()),
-        sum(usage.completion_tokens for usage in usages.values()),
-        sum(usage.seconds for usage in usages.values()),
-        None if None in costs else sum(cost or 0.0 for cost in costs),
-    )
-    return [_usage_row(name, usage) for name, usage in {**usages, "all": total}.items()]
 
 
 def _usage_row(name: str, usage: Usage) -> list[str]:

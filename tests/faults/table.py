@@ -46,9 +46,8 @@ Row = tuple[str, str]
 
 
 def kills(bench: Bench) -> Row:
-    runs = bench.size(20, 2)
-    found = test_api_kill.kill_many(bench.api, runs, kills_per_run=10)
-    size = f"{found.signals} SIGKILLs and {found.points} kills at named points, {runs} runs of 500 records"
+    found = test_api_kill.kill_many(bench.api, bench.size(20, 2), kills_per_run=10)
+    size = f"{found.signals} SIGKILLs and {found.points} kills at named points, {found.runs} runs of 500 records"
     result = (
         f"{found.lost} lost, {found.doubled} doubled; paid twice: {found.repaid / (found.signals + found.points):.1f}"
     )

@@ -25,6 +25,7 @@ ENDING = ("stage.between_files:2", "stage.after_shard:3", "stage.before_manifest
 class Kills:
     """What many kills did, in answers."""
 
+    runs: int = 0
     signals: int = 0
     points: int = 0
     lost: int = 0
@@ -48,7 +49,7 @@ def start_and_kill(run: ApiRun, rng: random.Random) -> int:
     """Start the command, kill it at a random instant; gives its exit code."""
     before = run.teacher.count()["num_calls"]
     process = run.start("generate")
-    wanted = rng.randint(0, 40)
+    wanted = rng.randint(0, 25)
     if wanted:
         deadline = time.monotonic() + 20
         while run.teacher.count()["num_calls"] < before + wanted and time.monotonic() < deadline:
@@ -63,7 +64,10 @@ def kill_one_run(run: ApiRun, num_kills: int, rng: random.Random, kills: Kills) 
     """Kill a run that often by signal, and at named points, then let it end."""
     on_disk: set[str] = set()
     for number in range(num_kills):
-        kills.signals += start_and_kill(run, rng) == KILLED
+        code = start_and_kill(run, rng)
+        kills.signals += code == KILLED
+        if code == 0:
+            break
         on_disk = kills.check(run, on_disk)
         if number % 4 == 1:
             point = rng.choice(ASKING).format(rng.randint(1, 5))
@@ -81,8 +85,9 @@ def kill_one_run(run: ApiRun, num_kills: int, rng: random.Random, kills: Kills) 
 def kill_many(api: Api, num_runs: int, kills_per_run: int, num_records: int = 500, seed: int = 3) -> Kills:
     """Kill many runs of many records."""
     rng, kills = random.Random(seed), Kills()
-    for _ in range(num_runs):
-        api.teacher.begin(latency=0.02)
+    while kills.signals < num_runs * kills_per_run and kills.runs < 2 * num_runs:
+        kills.runs += 1
+        api.teacher.begin(latency=0.05)
         kill_one_run(api.run(num_records), kills_per_run, rng, kills)
     assert (kills.lost, kills.doubled) == (0, 0)
     assert kills.most_repaid <= MOST_REPAID
@@ -90,9 +95,10 @@ def kill_many(api: Api, num_runs: int, kills_per_run: int, num_records: int = 50
     return kills
 
 
-def test_two_hundred_kills_over_twenty_runs_lose_and_double_nothing(api: Api) -> None:
-    kills = kill_many(api, num_runs=20, kills_per_run=10)
-    assert kills.signals >= 195 and kills.points >= 40
+def test_many_kills_lose_and_double_nothing(api: Api) -> None:
+    """`python -m tests.faults.table` does two hundred over twenty runs."""
+    kills = kill_many(api, num_runs=5, kills_per_run=10)
+    assert kills.signals >= 50 and kills.points >= 10
 
 
 @dataclass

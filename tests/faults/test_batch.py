@@ -164,7 +164,7 @@ def test_ten_thousand_requests_survive_kills_at_random_moments(world: World) -> 
     rng, kills, code = random.Random(6), 0, None
     while code != 0:
         pid = world.start(10_000)
-        if kills < 20:
+        if kills < 12:
             world.wait_for_calls(1, seconds=10)
             world.wait_for_calls(rng.randint(0, 15), seconds=1)
             time.sleep(rng.uniform(0.0, 0.1))
