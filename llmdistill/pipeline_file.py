@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,14 @@ from llmdistill.config import Pipeline
 from llmdistill.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
+_HIDDEN = "***"
+_KEY = re.compile(
+    r"\b(?:(?:sk|pk|rk|hf|gsk|xai|nvapi|ghp|glpat)[-_](?:\w{1,8}-)*|AIza|AKIA|eyJ)(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}[\w.-]*"
+)
+_SECRET_NAME = re.compile(
+    r"\b(api_key_env|base_url|secret|token)\b|key$|passw|credential|authorization|(access|auth|api|bearer|secret)[_-]",
+    re.IGNORECASE,
+)
 
 
 def shipped_root() -> Path:
@@ -58,6 +67,7 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
     values, lines = _read_yaml(path)
     for override in overrides:
         _apply(values, override)
+    _refuse_secrets(values, (), lambda keys: _place(keys, path, lines, overrides))
     try:
         return Pipeline.model_validate(values)
     except ValidationError as error:
@@ -74,9 +84,10 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         raise ConfigError(f"not UTF-8 (byte {error.start})", where=path, do="save the file as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"not valid YAML: {error.problem}", where=f"{path}:{line}", do="mend the line") from None
+        what = without_keys(f"not valid YAML: {error.problem}")
+        raise ConfigError(what, where=f"{path}:{line}", do="mend the line") from None
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that does not exist
-        raise ConfigError(f"not valid YAML: {error}", where=path, do="mend the file") from None
+        raise ConfigError(without_keys(f"not valid YAML: {error}"), where=path, do="mend the file") from None
     except RecursionError:
         raise ConfigError("not usable YAML: nested too deep", where=path, do="mend the file") from None
     except OSError as error:
@@ -96,10 +107,49 @@ def _key_lines(node: Any, path: Path, prefix: tuple[str, ...]) -> Iterable[tuple
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in seen:
-            raise ConfigError(f"the key {key} stands here twice", where=f"{path}:{line}", do="remove one of them")
+            raise ConfigError(
+                f"the key {without_keys(key)} stands here twice", where=f"{path}:{line}", do="remove one of them"
+            )
         seen.add(key)
         yield (*prefix, key), line
         yield from _key_lines(value_node, path, (*prefix, key))
+
+
+def without_keys(text: str) -> str:
+    """Text in which what looks like an API key is blotted out."""
+    return _KEY.sub(_HIDDEN, text)
+
+
+def _refuse_secrets(value: Any, keys: tuple[str, ...], place_of: Callable[[tuple[str, ...]], str]) -> None:
+    """Raise `ConfigError` for a value that holds a secret: it would be written into the run directory."""
+    if len(keys) > _DEEPEST:  # an anchor may hold itself
+        return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_secrets(inner, (*keys, str(key)), place_of)
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and _is_secret(keys, text):
+            what = f"{without_keys('.'.join(keys))} holds a key, or what looks like one; a key stands in no file"
+            advice = "put it into an environment variable, and the variable's name into api.api_key_env"
+            raise ConfigError(what, where=place_of(keys), do=advice)
+
+
+def _is_secret(keys: tuple[str, ...], text: str) -> bool:
+    if keys[-1:] == ("base_url",) and re.search("[@?#]", text):
+        return True
+    return bool(_KEY.search(text)) or ("extra" in keys and _may_hold_secret(keys))
+
+
+def _may_hold_secret(keys: Iterable[str]) -> bool:
+    return any(_SECRET_NAME.search(key) for key in keys)
+
+
+def _shown_override(override: str) -> str:
+    """An override without what could be a secret in it."""
+    key, equals, value = override.partition("=")
+    inner = re.findall(r"([\w-]+)['\"]?\s*:", value)
+    hidden = equals and _may_hold_secret([*key.strip().split("."), *inner])
+    return "--set " + (f"{without_keys(key)}={_HIDDEN}" if hidden else without_keys(override))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -107,7 +157,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise ConfigError("an override is written a.b=c", where=f"--set {override}", do="--set train.epochs=2")
+        raise ConfigError("an override is written a.b=c", where=_shown_override(override), do="--set train.epochs=2")
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -130,12 +180,13 @@ def _first_problem(
     keys = _keys_of(problem)
     name = ".".join(keys) or "the file"
     if problem["type"] == "extra_forbidden":
-        what = f"unknown key {name}"
+        what = f"unknown key {without_keys(name)}"
         advice = _nearest_key(keys) or "see llmdistill init for the keys there are"
     elif problem["type"] == "missing":
         what, advice = f"the key {name} is missing", "add it"
     else:
-        what = f"{name} is {_shown(problem.get('input'))}, but {_reason(problem)}"
+        shown = _HIDDEN if _may_hold_secret(keys) else _shown(problem.get("input"))
+        what = f"{name} is {shown}, but {_reason(problem)}"
         advice = "change the value"
     if len(problems) > 1:
         advice += f" (and {len(problems) - 1} more to mend)"
@@ -154,7 +205,7 @@ def _place(keys: tuple[str, ...], path: Path, lines: dict[tuple[str, ...], int],
     for override in reversed(overrides):
         names = tuple(override.partition("=")[0].strip().split("."))
         if names[: len(keys)] == keys or keys[: len(names)] == names:
-            return f"--set {override}"
+            return _shown_override(override)
     for length in range(len(keys), 0, -1):
         if keys[:length] in lines:
             return f"{path}:{lines[keys[:length]]}"

@@ -8,7 +8,9 @@ server repeats is blotted out before anyone sees it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import re
 import urllib.request
 import zlib
 from collections.abc import Mapping
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
 _CONNECT_SECONDS = 30.0
+_LARGE_BYTES, _LARGE_AT_ONCE = 256_000, 8
+"""Only so many replies longer than that are read at a time, so that they fit into memory however many are in flight."""
+
+_ID_WITHIN = 1000
+_OWN_ID = re.compile(rb'"id"\s*:\s*"[^"]')
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
 
 
@@ -70,6 +77,7 @@ class Http:
 
     def __init__(self, timeout: float, max_reply_bytes: int) -> None:
         self._max = max_reply_bytes
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._last_body: WeakKeyDictionary[ResponseHandler, int] = WeakKeyDictionary()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
@@ -102,7 +110,7 @@ class Http:
                 allow_redirects=False,
                 proxy=_proxy_for(endpoint.url),
             ) as response:
-                data = await self._read(response)
+                data = await self._body_of(response)
                 self._check_new(response, data)
                 clean = endpoint.key.scrub(data) if endpoint.key else data
                 return Reply(response.status, response.headers, clean)
@@ -117,24 +125,41 @@ class Http:
         except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError, ValueError) as error:
             raise TransportError("connection_lost", type(error).__name__) from None
 
+    async def _body_of(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body. One that breaks off after "200 OK" may have been charged for, unlike a lost connection."""
+        try:
+            return await self._read(response)
+        except aiohttp.ClientPayloadError:
+            reason = "malformed_reply" if response.status == 200 else "connection_lost"
+            raise TransportError(reason, "the reply breaks off") from None
+
     def _check_new(self, response: aiohttp.ClientResponse, data: bytes) -> None:
-        """A server that sends a reply twice would have its copy taken for the reply to the next request."""
+        """A server that sends a reply twice would have its copy taken for the reply to the next request.
+
+        Replies without an id of their own may be equal and yet be two.
+        """
         connection = response.came_over if isinstance(response, _Response) else None
         if connection is None or response.status != 200:
             return
-        if self._last_body.get(connection) == hash(data):
+        if self._last_body.get(connection) == hash(data) and _OWN_ID.search(data, 0, _ID_WITHIN):
             connection.close()
             raise TransportError("malformed_reply", "the reply to the request before, again")
         self._last_body[connection] = hash(data)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """The body, as long as it is not too long."""
+        too_long = TransportError("malformed_reply", f"a reply of more than {self._max:,} bytes")
+        if (response.content_length or 0) > self._max:
+            raise too_long
         parts, size = [], 0
-        async for part in response.content.iter_any():
-            size += len(part)
-            if size > self._max:
-                raise TransportError("malformed_reply", f"a reply of more than {self._max:,} bytes")
-            parts.append(part)
+        async with contextlib.AsyncExitStack() as stack:
+            async for part in response.content.iter_any():
+                if size <= _LARGE_BYTES < size + len(part):
+                    await stack.enter_async_context(self._large)
+                size += len(part)
+                if size > self._max:
+                    raise too_long
+                parts.append(part)
         data = b"".join(parts)
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         return data if encoding in ("identity", "") else self._inflate(data, encoding)

@@ -22,6 +22,7 @@ OLD_DAYS = 180
 """From this age on a price should be looked up again."""
 
 FREE = Price(input=0.0, output=0.0)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHIPPED = Path(__file__).with_name("prices.yaml")
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
 
@@ -134,7 +135,7 @@ def _shipped_table() -> _Table:
 def _read(path: Path) -> _Table:
     advice = f"write it like {_SHIPPED}"
     try:
-        values: Any = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+        values: Any = yaml.load(path.read_bytes().decode("utf-8-sig"), _LOADER)
         return _Table.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]

@@ -174,7 +174,8 @@ class Attempts:
     """How often one request has failed, and whether it may be tried again.
 
     A server that is busy or away has not looked at the request: that is not counted, but borne for `patience`
-    seconds. What may have been charged for is tried less often than what was not.
+    seconds. What may have been charged for is tried less often than what was not; a request for which the
+    server is overloaded again and again while it answers others is tried longest.
     """
 
     started: float
@@ -182,15 +183,18 @@ class Attempts:
     failures: int = 0
     timeouts: int = 0
     malformed: int = 0
+    overloads: int = 0
 
     max_failures = 12
     max_timeouts = 6
     max_malformed = 4
+    max_overloads = 30
 
-    def used_up(self, verdict: Verdict, now: float) -> bool:
+    def used_up(self, verdict: Verdict, now: float, answers_others: bool) -> bool:
         """Note a failure at a monotonic time; True when there is to be no other attempt."""
         if verdict.reason in _NOT_LOOKED_AT:
-            return now - self.started > self.patience
+            self.overloads += verdict.reason == "overloaded" and answers_others
+            return self.overloads >= self.max_overloads or (now - self.started > self.patience and not answers_others)
         self.failures += 1
         self.timeouts += verdict.reason == "timeout"
         self.malformed += verdict.reason == "malformed_reply"

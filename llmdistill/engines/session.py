@@ -40,8 +40,8 @@ _OPTIONAL = {"logprobs": ("logprobs",), "schema": ("response_format", "json_sche
 
 _LOOK_SECONDS = 0.2
 
-_BACKLOG = 256
-"""Turns of the loop whose answers wait to be taken; beyond that no new call starts."""
+_BACKLOG = 4096
+"""Answers that wait to be read; beyond that no new call starts."""
 
 
 class _Start(NamedTuple):
@@ -61,11 +61,11 @@ class Session:
     def __init__(self, settings: Model, endpoints: list[Endpoint], requests: Iterator[Request]) -> None:
         self.settings, self.endpoints, self._requests = settings, endpoints, requests
         self.problem: Exception | None = None
-        self._out: queue.SimpleQueue[list[Completion] | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._ready: list[Completion] = []
         self._unread: deque[Completion] = deque()
         self._refused: list[Completion] = []
-        self._flushing = False
+        self._flushing = self._over = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="llmdistill-api")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
@@ -81,18 +81,23 @@ class Session:
         self._thread.start()
 
     def answers(self, until: float | None = None) -> Iterator[Completion]:
-        """Answers, until there are no more or this time has come."""
+        """Answers, until there are no more or this time has come.
+
+        A signal may come at any instant, so an answer is taken out only once it has been read.
+        """
         while True:
+            over = self._over
             while self._unread:
-                yield self._unread.popleft()
+                try:
+                    yield self._unread[0]
+                finally:
+                    self._unread.popleft()
+            if over:
+                return
             try:
-                left = None if until is None else max(0.0, until - time.monotonic())
-                ready = self._out.get(timeout=left)
+                self._news.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
             except queue.Empty:
                 return
-            if ready is None:
-                return
-            self._unread.extend(ready)
 
     def stop_asking(self) -> None:
         """Take no new request, and try none again."""
@@ -125,7 +130,8 @@ class Session:
             if self.problem is None:
                 self._ready += self._refused
             self._flush()
-            self._out.put(None)
+            self._over = True
+            self._news.put(None)
 
     async def _ask_all(self) -> None:
         self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
@@ -160,7 +166,7 @@ class Session:
         """Take requests as there is room for them."""
         while self._asking:
             await room.acquire()
-            while self._out.qsize() > _BACKLOG:
+            while len(self._unread) > _BACKLOG:
                 await asyncio.sleep(0.01)
             request = self._next_request() if self._asking else None
             if request is None:
@@ -208,7 +214,8 @@ class Session:
     def _flush(self) -> None:
         self._flushing = False
         if self._ready:
-            self._out.put(self._ready)
+            self._unread += self._ready
+            self._news.put(None)
             self._ready = []
 
     async def _attempts(self, http: Http, request: Request) -> Completion | None:
@@ -218,6 +225,7 @@ class Session:
         attempt = 0
         while self._asking:
             gate = await self._pool.enter(bound)
+            num_answered = self._num_answered
             used = bound
             try:
                 found = await self._call(http, gate, request)
@@ -231,7 +239,7 @@ class Session:
                 return self._ended(request, verdict, gate, attempts)
             if self._out_of_patience(verdict, gate):
                 return None
-            if attempts.used_up(verdict, time.monotonic()):
+            if attempts.used_up(verdict, time.monotonic(), self._num_answered > num_answered):
                 return _without_answer(request, "failed", verdict, attempts)
             await asyncio.sleep(max(wait or 0.0, self._backoff.delay(attempt)))
             attempt += 1

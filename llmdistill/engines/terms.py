@@ -110,5 +110,5 @@ def _terms_named(name: str) -> Terms | None:
 
 @functools.cache
 def _table() -> tuple[Terms, ...]:
-    values: Any = yaml.safe_load(_TABLE.read_text("utf-8"))
+    values: Any = yaml.load(_TABLE.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return tuple(Terms.model_validate(entry) for entry in values["terms"])

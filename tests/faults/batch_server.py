@@ -55,6 +55,7 @@ class Server:
             "failed" (with none), "turned away".
         lines: {text in a request: what becomes of its line}: "429", "500", "400", "too_long", "401", "error",
             "empty", "damaged", "missing", "twice", "unknown".
+        listed: 1 for newest first, -1 for oldest first.
         most_running: batches that run side by side; more are turned away with 429.
     """
 
@@ -177,7 +178,7 @@ class Routes:
                 web.get("/v1/batches", self.faulty("list", self.list_batches)),
                 web.get("/v1/batches/{id}", self.faulty("retrieve", self.retrieve)),
                 web.post("/v1/batches/{id}/cancel", self.faulty("cancel", self.cancel)),
-                web.get("/stolen", self.stolen),
+                web.route("*", "/stolen", self.stolen),
                 web.post("/control", self.control),
                 web.get("/control", self.report),
                 web.get("/calls", self.calls),
@@ -264,7 +265,7 @@ class Routes:
         return page(list(self.server.files.values()), request)
 
     async def list_batches(self, request: web.Request) -> web.StreamResponse:
-        return page(list(self.server.batches.values()), request)
+        return page(list(self.server.batches.values())[:: self.server.settings.get("listed", 1)], request)
 
     async def stolen(self, request: web.Request) -> web.StreamResponse:
         self.server.num_calls["stolen"] += 1

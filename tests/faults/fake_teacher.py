@@ -47,8 +47,8 @@ class Rule:
     """One way to misbehave. Rules share one draw per call, so their shares add up.
 
     Attributes:
-        kind: "status", "reset", "close", "hang", "drip", "slow_header", "late", "duplicate", "echo", or a
-            name of `SHAPES`.
+        kind: "status", "reset", "close", "hang", "drip", "slow_header", "late", "duplicate", "constant", "echo",
+            or a name of `SHAPES`.
         share: of the calls; with `sticky`, of the questions.
         times: only that many first calls of each question.
         first: only that many first calls in all.
@@ -242,6 +242,11 @@ class Teacher:
         """Repeat the request's headers, the key among them, in an error."""
         body = {"error": {"message": f"bad headers: {head.decode('latin-1')}"}}
         connection.write(http(as_json(body), f"{rule.status} {_phrase(rule.status)}"))
+
+    def _constant(self, connection: Connection, *_: object) -> None:
+        """Say the same to everyone, without an id."""
+        message = {"role": "assistant", "content": "4"}
+        connection.write(http(as_json({"choices": [{"message": message, "finish_reason": "stop"}]})))
 
     def _reset(self, connection: Connection, *_: object) -> None:
         connection.reset()

@@ -56,6 +56,9 @@ SAID = {
 }
 """Shapes that are no answer: they are tried again a few times, then failed; a word of what is said about them."""
 
+AGAIN = "the reply to the request before, again"
+"""What may be said in place of it, as some of these replies are the same for every question."""
+
 GIVEN_UP = sorted(set(SAID))
 
 
@@ -114,8 +117,9 @@ def check_shape(run: ApiRun, name: str, per_shape: int) -> str:
     wanted = REJECTED.get(name, "failed")
     assert {reject["reason"] for reject in rejects.values()} == {wanted}, name
     said = {reject["detail"] for reject in rejects.values()}
-    assert all(SAID.get(name, "") in detail for detail in said), (name, said)
-    return said.pop()
+    own = sorted(detail for detail in said if AGAIN not in detail)
+    assert all(SAID.get(name, "") in detail for detail in own), (name, said)
+    return own[0] if own else AGAIN
 
 
 def test_every_shape_is_known_to_this_test() -> None:

@@ -88,3 +88,11 @@ def test_answers_in_any_order_go_to_their_own_records(api: Api) -> None:
     run.generate().ok()
     run.assert_complete()
     assert api.teacher.count()["num_calls"] == 400
+
+
+def test_equal_answers_of_a_server_without_ids_are_all_taken(api: Api) -> None:
+    api.teacher.begin(rules=[{"kind": "constant"}])
+    run = api.run(100)
+    run.generate().ok()
+    assert [row["completion"][-1]["content"] for row in run.kept()] == ["4"] * 100
+    assert api.teacher.count()["num_calls"] == 100

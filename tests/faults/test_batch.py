@@ -160,7 +160,7 @@ def world(forker: subprocess.Popen[str], server: int, tmp_path: Path) -> Iterato
 
 def test_ten_thousand_requests_survive_kills_at_random_moments(world: World) -> None:
     world.api = {"batch_requests": 700}
-    world.tell(seconds=[0.1, 2.0])
+    world.tell(seconds=[0.5, 4.0])
     rng, kills, code = random.Random(6), 0, None
     while code != 0:
         pid = world.start(10_000)
@@ -172,12 +172,13 @@ def test_ten_thousand_requests_survive_kills_at_random_moments(world: World) -> 
         code = world.wait(pid)
         assert code in (0, -signal.SIGKILL), world.output
         kills += code != 0
-    assert kills >= 10
+    assert kills >= 5
     world.check(10_000)
 
 
 def test_a_kill_at_every_boundary_submits_nothing_twice(world: World) -> None:
     world.api = {"batch_requests": 40}
+    world.tell(listed=-1)
     for count, point in enumerate(FAILPOINTS):
         assert world.run(400, f"batch.{point}:{1 + count % 3}") == KILLED_AT_FAILPOINT, point
     assert world.run(400) == 0, world.output
@@ -186,7 +187,7 @@ def test_a_kill_at_every_boundary_submits_nothing_twice(world: World) -> None:
 
 @pytest.mark.parametrize("fault", ["reset:after", "503:after", "500", "late", "garbage:after", "429"])
 def test_a_batch_whose_making_seemed_to_fail_is_made_once(world: World, fault: str) -> None:
-    world.tell(calls={"create": ["ok", fault]})
+    world.tell(calls={"create": ["ok", fault]}, seconds=[2.2, 2.4])
     world.api = {"batch_requests": 10}
     assert world.run(30) == 0, world.output
     world.check(30)
