@@ -22,7 +22,7 @@ OLD_DAYS = 180
 """From this age on a price should be looked up again."""
 
 FREE = Price(input=0.0, output=0.0)
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHIPPED = Path(__file__).with_name("prices.yaml")
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
 
@@ -134,8 +134,9 @@ def _shipped_table() -> _Table:
 
 def _read(path: Path) -> _Table:
     advice = f"write it like {_SHIPPED}"
+    loader = _FAST_LOADER if path == _SHIPPED else yaml.SafeLoader  # the fast one names another line in its errors
     try:
-        values: Any = yaml.load(path.read_bytes().decode("utf-8-sig"), _LOADER)
+        values: Any = yaml.load(path.read_bytes().decode("utf-8-sig"), loader)
         return _Table.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
