@@ -124,6 +124,13 @@ class Api(Settings):
         return value
 
 
+    @model_validator(mode="after")
+    def _one_place_for_batches(self) -> Api:
+        if self.batch and isinstance(self.base_url, tuple) and len(self.base_url) > 1:
+            raise ValueError("batches go to one server: give a single api.base_url")
+        return self
+
+
 class Model(Settings):
     """A language model, by local directory, Hub id, the name of one shipped in a package, or a server's name for it.
 

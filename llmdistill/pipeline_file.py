@@ -21,7 +21,7 @@ _KEY = re.compile(
     r"\b(?:(?:sk|pk|rk|hf|gsk|xai|nvapi|ghp|glpat)[-_](?:\w{1,8}-)*|AIza|AKIA|eyJ)(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}[\w.-]*"
 )
 _SECRET_NAME = re.compile(
-    r"\b(api_key_env|base_url|secret|token)\b|key$|passw|credential|authorization|(access|auth|api|bearer|secret)[_-]",
+    r"\b(api_key_env|base_url|secret|token)\b|key$|passw|credential|authorization|(access|auth|api|bearer|secret|hf)[_-]",
     re.IGNORECASE,
 )
 
