@@ -225,7 +225,7 @@ def model_parts(prefix: str, settings: Model, source: ModelSource | Served) -> P
         f"{prefix}.engine": settings.engine,
     }
     if settings.engine == "openai":
-        return parts | {f"{prefix}.prefill": settings.api.prefill, f"{prefix}.extra": digest_of(settings.api.extra)}
+        return parts | {f"{prefix}.prefill": settings.can_prefill, f"{prefix}.extra": digest_of(settings.api.extra)}
     parts[f"{prefix}.dtype"] = settings.dtype
     if settings.engine == "vllm":
         parts |= {f"{prefix}.vllm.{key}": value for key, value in settings.vllm.digest_view().items()}
