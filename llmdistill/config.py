@@ -123,7 +123,6 @@ class Api(Settings):
             raise ValueError("it should be the name of an environment variable (capitals), never the key itself")
         return value
 
-
     @model_validator(mode="after")
     def _one_place_for_batches(self) -> Api:
         if self.batch and isinstance(self.base_url, tuple) and len(self.base_url) > 1:

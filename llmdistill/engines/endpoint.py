@@ -7,6 +7,7 @@ It is sent over https, or over http to this machine only, and to the configured 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Secret:
         """
         if len(self._value) < _SHORTEST_KEY:
             return data
-        data = data.replace(self._value.encode(), _SHOWN.encode())
+        for form in (self._value, json.dumps(self._value)[1:-1]):
+            data = data.replace(form.encode(), _SHOWN.encode())
         return self._escaped.sub(_SHOWN.encode(), data) if b"\\u00" in data or b"\\/" in data else data
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
 _CONNECT_SECONDS = 30.0
-_LARGE_BYTES, _LARGE_AT_ONCE = 256_000, 8
+_LARGE_BYTES, _LARGE_AT_ONCE = 256_000, 4
 """Only so many replies longer than that are read at a time, so that they fit into memory however many are in flight."""
 
 _ID_WITHIN = 1000
@@ -122,6 +122,8 @@ class Http:
             raise TransportError(
                 "unreachable", f"{endpoint.host}: {error.os_error.strerror or error.os_error}"
             ) from None
+        except aiohttp.ClientResponseError:
+            raise TransportError("malformed_reply", "this is not HTTP") from None
         except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError, ValueError) as error:
             raise TransportError("connection_lost", type(error).__name__) from None
 

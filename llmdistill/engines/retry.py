@@ -32,6 +32,7 @@ _TOO_LONG = re.compile(
 _NO_MONEY = re.compile(
     r"insufficient[ _](quota|balance|funds|credit)|billing[ _]hard[ _]limit|credit balance is too low", re.IGNORECASE
 )
+_NEVER_FITS = re.compile(r"request too large", re.IGNORECASE)
 _MODERATED = re.compile(r"moderation|content[ _](filter|policy)|flagged|safety", re.IGNORECASE)
 _LONGEST_DETAIL = 300
 _NOT_LOOKED_AT = {"rate_limit", "overloaded", "unreachable"}
@@ -71,6 +72,8 @@ def classify(status: int | None, body: bytes | None = None, error: BaseException
         return Verdict("retry", "malformed_reply", detail)
     if status in (400, 429) and _NO_MONEY.search(detail):
         return Verdict("stop", "no_money", detail)
+    if status == 429 and _NEVER_FITS.search(detail):
+        return Verdict("reject", "too_long", detail)
     if status in _RETRIED or status >= 500:
         reason = "rate_limit" if status == 429 else "overloaded" if status in _OVERLOADED else "server_error"
         return Verdict("retry", reason, detail, congestion=status in _CONGESTED)

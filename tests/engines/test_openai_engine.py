@@ -290,7 +290,7 @@ class TestLearning:
 class TestWaiting:
     def test_a_server_that_says_zero_seconds_is_not_called_without_end(self, teacher):
         """`Retry-After: 0` allows a call at once; waits grow all the same."""
-        rule = {"kind": "status", "status": 429, "headers": {"Retry-After": "0"}, "seconds": 4}
+        rule = {"kind": "status", "status": 429, "headers": {"Retry-After": "0"}, "seconds": 2}
         teacher.begin(rules=[rule])
         found = list(engine_for(teacher.url).complete(requests(CONCURRENCY)))
         assert len(found) == CONCURRENCY

@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def kills(bench: Bench) -> Row:
     found = test_api_kill.kill_many(bench.api, bench.size(20, 2), kills_per_run=10)
     size = f"{found.signals} SIGKILLs and {found.points} kills at named points, {found.runs} runs of 500 records"
     result = (
-        f"{found.lost} lost, {found.doubled} doubled; paid twice: {found.repaid / (found.signals + found.points):.1f}"
+        f"{found.lost} lost, {found.doubled} doubled; {found.repaid / (found.signals + found.points):.1f} paid twice"
     )
     return size, f"{result} per kill, at most {found.most_repaid} (bound {test_api_kill.MOST_REPAID})"
 
@@ -58,7 +59,7 @@ def cuts(bench: Bench) -> Row:
     found = test_api_kill.cut_everywhere(bench.api, bench.size(12, 6))
     return (
         f"{found.num_cuts} cuts, each byte of the last 3 rows",
-        f"at most {found.most_owed} rows asked again, none torn",
+        f"only the cut rows asked again (at most {found.most_owed})",
     )
 
 
@@ -149,7 +150,7 @@ def disks(bench: Bench) -> Row:
     stops_, repaid = test_api_process.full_disk_everywhere(bench.api, 200, bench.size(300, 3_000))
     return (
         f"{stops_} limits, one after the other",
-        f"one clear error each, nothing lost; {repaid / stops_:.1f} paid twice",
+        f"one clear error each, nothing lost; {repaid / stops_:.1f} paid twice per stop",
     )
 
 
@@ -215,7 +216,8 @@ def main() -> int:
             try:
                 size, result = ROWS[name](prepared)
             except AssertionError as error:
-                size, result, failed = "", f"FAILED: {str(error).splitlines()[0]}", failed + 1
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                size, result, failed = f"`{place.name}`", f"FAILED: {place.line} {error}".replace("\n", " "), failed + 1
             print(f"| {name} | {size} | {result} |", flush=True)
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     return 1 if failed else 0

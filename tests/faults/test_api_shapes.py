@@ -48,13 +48,14 @@ SAID = {
     "gzip_bomb": "bytes when decompressed",
     "gzip_truncated": "compression",
     "gzip_that_is_none": "compression",
-    "chunks_that_stop": "connection",
-    "fewer_bytes_than_said": "connection",
-    "not_http": "connection",
-    "endless_header": "connection",
-    "bad_length": "connection",
+    "chunks_that_stop": "breaks off",
+    "fewer_bytes_than_said": "breaks off",
+    "not_http": "",
+    "endless_header": "",
+    "bad_length": "",
 }
-"""Shapes that are no answer: they are tried again a few times, then failed; a word of what is said about them."""
+"""Shapes that are no answer: they are tried again a few times, then failed; what is said about them, where it
+is not left to the HTTP library."""
 
 AGAIN = "the reply to the request before, again"
 """What may be said in place of it, as some of these replies are the same for every question."""

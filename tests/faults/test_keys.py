@@ -177,8 +177,8 @@ def repeated_in_a_header(room: Room, status: int, name: str) -> None:
 HEADERS = [(429, "Retry-After"), (503, "retry-after-ms"), (307, "Location"), (401, "WWW-Authenticate")]
 HEADERS += [(200, "Content-Encoding"), (200, "Content-Type"), (200, "Set-Cookie")]
 for _status, _name in HEADERS:
-    CASES[f"the server repeats it in {_name} with {_status}"] = (
-        lambda room, status=_status, name=_name: repeated_in_a_header(room, status, name)
+    CASES[f"the server repeats it in {_name} with {_status}"] = lambda room, status=_status, name=_name: (
+        repeated_in_a_header(room, status, name)
     )
 
 
