@@ -67,7 +67,7 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
     values, lines = _read_yaml(path)
     for override in overrides:
         _apply(values, override)
-    _refuse_secrets(values, (), lambda keys: _place(keys, path, lines, overrides))
+    _refuse_secrets(values, (), lambda keys: _place(keys, path, lines, overrides), set())
     try:
         return Pipeline.model_validate(values)
     except ValidationError as error:
@@ -94,15 +94,15 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         raise ConfigError(f"cannot be read ({_first_words(error)})", where=path) from None
     if not isinstance(values, dict):
         raise ConfigError("a pipeline file is a mapping of keys to values", where=path, do="see llmdistill init")
-    return values, dict(_key_lines(node, path, ()))
+    return values, dict(_key_lines(node, path, (), set()))
 
 
-_DEEPEST = 8
-
-
-def _key_lines(node: Any, path: Path, prefix: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], int]]:
-    if not isinstance(node, yaml.MappingNode) or len(prefix) > _DEEPEST:  # an anchor may hold itself
+def _key_lines(
+    node: Any, path: Path, prefix: tuple[str, ...], visited: set[int]
+) -> Iterable[tuple[tuple[str, ...], int]]:
+    if not isinstance(node, yaml.MappingNode) or id(node) in visited:  # an anchor may hold itself
         return
+    visited.add(id(node))
     seen: set[str] = set()
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -112,7 +112,7 @@ def _key_lines(node: Any, path: Path, prefix: tuple[str, ...]) -> Iterable[tuple
             )
         seen.add(key)
         yield (*prefix, key), line
-        yield from _key_lines(value_node, path, (*prefix, key))
+        yield from _key_lines(value_node, path, (*prefix, key), visited)
 
 
 def without_keys(text: str) -> str:
@@ -120,13 +120,14 @@ def without_keys(text: str) -> str:
     return _KEY.sub(_HIDDEN, text)
 
 
-def _refuse_secrets(value: Any, keys: tuple[str, ...], place_of: Callable[[tuple[str, ...]], str]) -> None:
+def _refuse_secrets(
+    value: Any, keys: tuple[str, ...], place_of: Callable[[tuple[str, ...]], str], visited: set[int]
+) -> None:
     """Raise `ConfigError` for a value that holds a secret: it would be written into the run directory."""
-    if len(keys) > _DEEPEST:  # an anchor may hold itself
-        return
-    if isinstance(value, dict):
+    if isinstance(value, dict) and id(value) not in visited:  # an anchor may hold itself
+        visited.add(id(value))
         for key, inner in value.items():
-            _refuse_secrets(inner, (*keys, str(key)), place_of)
+            _refuse_secrets(inner, (*keys, str(key)), place_of, visited)
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and _is_secret(keys, text):
             what = f"{without_keys('.'.join(keys))} holds a key, or what looks like one; a key stands in no file"

@@ -281,3 +281,41 @@ def test_what_init_writes_loads_whatever_the_names_are(tmp_path, monkeypatch, ca
     find_file(loaded.generate.template, "prompt file")
     assert _exit_code() == 2  # it does not write over a file
     assert "exists already" in capsys.readouterr().err
+
+
+KEY = "sk-proj-0123456789abcdefXYZ"
+
+
+class TestSecrets:
+    """A key that stands in the wrong place is neither repeated nor taken."""
+
+    @pytest.mark.parametrize(
+        "override",
+        [f"teacher.api.api_key_env={KEY}", f"teacher.api.api_key={KEY}", f"teacher.api.extra.x={KEY}", f"name={KEY}"]
+        + [f"teacher.api.base_url=https://{KEY}@example.com", f"teacher.api={{api_key: '{KEY}'}}", f"seed:{KEY}"]
+        + ["teacher.api.api_key=secret-of-no-known-shape", "teacher.api.extra.headers.x-api-key=of-no-known-shape"]
+        + ["teacher.api.base_url=https://example.com/v1?k=no-known-shape", "teacher.api.api_key_env=of-no-known-shape"],
+    )
+    def test_an_override_is_refused_without_its_value(self, tmp_path, override):
+        message = problem(write(tmp_path, MINIMAL), override)
+        assert KEY not in message and "no-known-shape" not in message
+
+    @pytest.mark.parametrize(
+        "value", ["hf_models/downloaded", "data/sk-learn-questions-2024.jsonl", "eyJ", "AKIA", "sk-x"]
+    )
+    def test_what_only_begins_like_a_key_is_taken(self, tmp_path, value):
+        assert load_pipeline(str(write(tmp_path, MINIMAL)), [f"prompts.path={value}"]).prompts.path == value
+
+    @pytest.mark.parametrize("name", ["max_tokens", "min_tokens", "skip_special_tokens", "stop_token_ids"])
+    def test_tokens_are_no_secrets(self, tmp_path, name):
+        loaded = load_pipeline(str(write(tmp_path, MINIMAL)), [f"teacher.api.extra.{name}=text"])
+        assert loaded.teacher.api.extra == {name: "text"}
+        assert "'many'" in problem(write(tmp_path, MINIMAL), "budget.max_tokens=many")
+
+    @pytest.mark.timeout(20)
+    def test_mappings_that_hold_each_other_end(self, tmp_path):
+        laughs = "a: &a {x: 1}\n" + "".join(
+            f"{new}: &{new} {{{', '.join(f'k{n}: *{old}' for n in range(9))}}}\n"
+            for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+        )
+        assert "unknown key" in problem(write(tmp_path, MINIMAL + laughs))

@@ -49,7 +49,7 @@ def _exit_code() -> int:
         return error.exit_code
     except Interrupted as stop:
         _say_error(str(stop))
-        print(f"to go on: {shlex.join(['llmdistill', *sys.argv[1:]])}", file=sys.stderr)
+        print(f"to go on: {_without_keys(shlex.join(['llmdistill', *sys.argv[1:]]))}", file=sys.stderr)
         return stop.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,7 +70,14 @@ def _exit_code() -> int:
 
 
 def _say_error(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {_without_keys(text)}", file=sys.stderr, flush=True)
+
+
+def _without_keys(text: str) -> str:
+    """What a person typed may hold a key by mistake; it is not repeated."""
+    from llmdistill.pipeline_file import without_keys
+
+    return without_keys(text)
 
 
 def _usage_problem(error: Exception) -> str | None:

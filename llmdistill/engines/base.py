@@ -32,6 +32,7 @@ class Request:
     `prefill` is text the answer begins with; it is not part of the completion's text.
     `schema` is a JSON schema that a written answer must satisfy; an engine that cannot enforce it leaves
     that to who reads the answer. `top_logprobs` asks for that many likeliest tokens at each position of the answer.
+    `may_repeat` False: a call that may have been charged for is not made again by the engine itself.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Request:
     prefill: str = ""
     schema: Mapping[str, Any] | None = None
     top_logprobs: int = 0
+    may_repeat: bool = True
 
 
 TopLogprobs = list[list[tuple[int, float]]]

@@ -17,12 +17,12 @@ from llmdistill.config import Model
 from llmdistill.engines.base import Completion, Request, Sampling, TopLogprobs
 from llmdistill.engines.endpoint import Endpoint
 from llmdistill.errors import ModelError
-from llmdistill.record import Message
 
 MOST_TOP_LOGPROBS = 20
 """What OpenAI's API gives at most."""
 
 _CHOICE_TOKENS = 8
+_CHOOSE = "\n\nReply with exactly one of these and nothing else: "
 _MESSAGE_TOKENS = 16
 """A chat template adds a few tokens to each message."""
 
@@ -90,19 +90,28 @@ def _choosing(request: Request, settings: Model, with_logprobs: bool) -> dict[st
     if not settings.can_prefill:
         *earlier, last = request.messages
         choices = ", ".join(choice.strip() for choice in request.choices)
-        asked = f"{last['content']}\n\nReply with exactly one of these and nothing else: {choices}"
+        asked = f"{last['content']}{_CHOOSE}{choices}"
         body["messages"] = [*earlier, {**last, "content": asked}]
     return body
 
 
-def prompt_bound(messages: list[Message]) -> int:
-    """More tokens than a prompt can have: byte-level tokenizers make at most one of each UTF-8 byte."""
-    return sum(len(message["content"].encode("utf-8", "replace")) + _MESSAGE_TOKENS for message in messages)
+def prompt_bound(request: Request) -> int:
+    """More tokens than a request's prompt can have: byte-level tokenizers make at most one of each UTF-8 byte."""
+    told = [message["content"] for message in request.messages]
+    told += [request.prefill, request.given or "", *request.choices]
+    told += [json.dumps(request.schema)] if request.schema is not None else []
+    asked = _MESSAGE_TOKENS * (len(request.messages) + 1) + (len(_CHOOSE) if request.choices else 0)
+    return asked + sum(len(text.encode("utf-8", "replace")) + 2 for text in told)
 
 
-def answer_bound(request: Request) -> int:
-    """More tokens than an answer can have."""
-    return request.sampling.max_new_tokens if request.sampling else _CHOICE_TOKENS if request.choices else 1
+def answer_bound(request: Request, settings: Model | None = None) -> int:
+    """More tokens than an answer can have, whatever the settings lay over the request."""
+    most = request.sampling.max_new_tokens if request.sampling else _CHOICE_TOKENS if request.choices else 1
+    extra = settings.api.extra if settings and settings.engine == "openai" else {}
+    told = [extra.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    answers = extra.get("n")
+    most = max([most, *(value for value in told if isinstance(value, int))])
+    return most * max(1, answers if isinstance(answers, int) else 1)
 
 
 def parse_reply(body: bytes) -> Any:
@@ -182,7 +191,7 @@ def _completion(reply: object, request: Request, text: str, finish_reason: str, 
     usage = reply.get("usage") if isinstance(reply, dict) else None
     counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
     known = None not in counts
-    bounds = (prompt_bound(request.messages), answer_bound(request))
+    bounds = (prompt_bound(request), answer_bound(request))
     read, written = (bound if count is None else count for count, bound in zip(counts, bounds, strict=True))
     return Completion(
         request.id, text, more.pop("token_ids", []), finish_reason, read, written, usage_known=known, **more

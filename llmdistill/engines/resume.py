@@ -140,7 +140,7 @@ class _Till:
     """Lets requests through to an engine as far as the budget goes, and prices the answers."""
 
     def __init__(self, settings: Model, purse: Purse) -> None:
-        self._purse, self._price = purse, price_of(settings)
+        self._settings, self._purse, self._price = settings, purse, price_of(settings)
         self._batch = settings.engine == "openai" and settings.api.batch
         self._held: Request | None = None
         self._most: dict[str, Spend] = {}
@@ -172,10 +172,11 @@ class _Till:
                     self._held = request
                     return
                 self._most[request.id] = most
+                request = dataclasses.replace(request, may_repeat=False)
             yield request
 
     def _bound(self, request: Request) -> Spend:
-        read, written = prompt_bound(request.messages), answer_bound(request)
+        read, written = prompt_bound(request), answer_bound(request, self._settings)
         return Spend(read + written, self._cost(read, written) or 0.0)
 
     def _cost(self, read: int, written: int) -> float | None:

@@ -178,11 +178,13 @@ class Attempts:
 
     A server that is busy or away has not looked at the request: that is not counted, but borne for `patience`
     seconds. What may have been charged for is tried less often than what was not; a request for which the
-    server is overloaded again and again while it answers others is tried longest.
+    server is overloaded again and again while it answers others is tried longest. Where a budget has room for
+    one call only, `may_repeat` is False and none is repeated that may have been charged for.
     """
 
     started: float
     patience: float
+    may_repeat: bool = True
     failures: int = 0
     timeouts: int = 0
     malformed: int = 0
@@ -196,13 +198,16 @@ class Attempts:
     def used_up(self, verdict: Verdict, now: float, answers_others: bool) -> bool:
         """Note a failure at a monotonic time; True when there is to be no other attempt."""
         if verdict.reason in _NOT_LOOKED_AT:
-            self.overloads += verdict.reason == "overloaded" and answers_others
-            return self.overloads >= self.max_overloads or (now - self.started > self.patience and not answers_others)
+            impatient = now - self.started > self.patience
+            self.overloads += answers_others and verdict.reason != "unreachable"
+            often = self.overloads >= self.max_overloads and (impatient or verdict.reason == "overloaded")
+            return often or (impatient and not answers_others)
         self.failures += 1
         self.timeouts += verdict.reason == "timeout"
         self.malformed += verdict.reason == "malformed_reply"
         return (
-            self.failures >= self.max_failures
+            (self.num_lost > 0 and not self.may_repeat)
+            or self.failures >= self.max_failures
             or self.timeouts >= self.max_timeouts
             or self.malformed >= self.max_malformed
         )

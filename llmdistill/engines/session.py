@@ -220,8 +220,8 @@ class Session:
 
     async def _attempts(self, http: Http, request: Request) -> Completion | None:
         assert self._pool is not None
-        attempts = Attempts(time.monotonic(), self.settings.api.patience)
-        bound = prompt_bound(request.messages) + answer_bound(request)
+        attempts = Attempts(time.monotonic(), self.settings.api.patience, request.may_repeat)
+        bound = prompt_bound(request) + answer_bound(request, self.settings)
         attempt = 0
         while self._asking:
             gate = await self._pool.enter(bound)

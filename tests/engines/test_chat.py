@@ -116,7 +116,7 @@ class TestPayload:
 @given(text=st.text(max_size=200), num=st.integers(1, 100))
 def test_the_bounds_are_above_what_a_byte_level_tokenizer_could_make(text, num):
     asked = Request("r", [{"role": "user", "content": text}], Sampling(num))
-    assert prompt_bound(asked.messages) > len(text.encode("utf-8", "replace")) and answer_bound(asked) == num
+    assert prompt_bound(asked) > len(text.encode("utf-8", "replace")) and answer_bound(asked) == num
 
 
 def reply(

@@ -16,6 +16,7 @@ import pytest
 
 from llmdistill.config import Budget, Model
 from llmdistill.engines.base import Request, Sampling
+from llmdistill.engines.chat import prompt_bound
 from llmdistill.engines.resume import LazyEngine, answer_of, ask, complete_all, find, usage_of
 from llmdistill.errors import BudgetError, ConfigError, Interrupted, LlmdistillError
 from llmdistill.run.journal import Journal
@@ -132,7 +133,7 @@ class TestBudget:
         with pytest.raises(BudgetError):
             desk.ask(requests(100), max_tokens=limit)
         used = sum(row["prompt_tokens"] + row["completion_tokens"] for row in desk.rows().values())
-        bound = len("question 99") + 16 + MOST
+        bound = prompt_bound(requests(100)[99]) + MOST
         assert limit - bound <= used <= limit
         assert len(desk.rows()) == teacher.count()["num_calls"], "no call was made that is not in the journal"
 
