@@ -141,9 +141,8 @@ def main() -> None:
         ratio = row["rate"] / rows["openai"]["rate"]
         print(f"1 ms latency, {name}: {row['rate']:,.0f} records/s, {row['cpu_ms']:.2f} ms of CPU, {ratio:.1f}x")
     long = measure("engine", teacher.url, 200_000 // size, 64)
-    print(
-        f"memory after {20_000 // size:,}: {long['early_mb']:,.0f} MB; after {200_000 // size:,}: {long['late_mb']:,.0f} MB"
-    )
+    early, late = (f"{long[key]:,.0f} MB" for key in ("early_mb", "late_mb"))
+    print(f"memory after {20_000 // size:,}: {early}; after {200_000 // size:,}: {late}")
     teacher.close()
 
 
