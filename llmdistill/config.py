@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 
 class _OutsideDigest:
@@ -107,7 +107,7 @@ class Api(Settings):
     poll_seconds: Annotated[Positive, Execution] = 60
     prefill: bool = False
     token_ids: Annotated[bool, Execution] = False
-    extra: dict[str, Any] = {}
+    extra: dict[str, JsonValue] = {}
     max_concurrency: Annotated[Positive, Execution] = 32
     requests_per_minute: Annotated[Positive | None, Execution] = None
     tokens_per_minute: Annotated[Positive | None, Execution] = None
@@ -115,6 +115,15 @@ class Api(Settings):
     max_retry_after: Annotated[NotNegative, Execution] = 120.0
     patience: Annotated[NotNegative, Execution] = 600.0
     max_reply_bytes: Annotated[Positive, Execution] = 16_000_000
+
+    @field_validator("base_url")
+    @classmethod
+    def _not_empty(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if value is not None and not all(value if isinstance(value, tuple) else [value]):
+            raise ValueError("an empty address would mean OpenAI's: leave the key out for that")
+        if value == ():
+            raise ValueError("it names no address")
+        return value
 
     @field_validator("api_key_env")
     @classmethod
@@ -196,10 +205,44 @@ class Judge(Settings):
     max_answer_tokens: Positive = 512
 
 
+class Verify(Settings):
+    """Checks against the reference, without a model.
+
+    `undecided` says what becomes of a record that cannot be decided. `choices` are the texts of a multiple-choice
+    question's options where the prompts do not list them; `json_schema` and `pattern` stand for the references
+    where one is meant for all records. `tolerance` is relative. `cpu_seconds` and `memory_mb` (MiB) limit a
+    Python test; `allow_unconfined` runs tests even where the system cannot shut them in. `timeout` in seconds.
+    """
+
+    kind: Literal["math", "choice", "exact", "text", "json", "regex", "python"]
+    undecided: Literal["keep", "reject"] = "reject"
+    tolerance: NotNegative = 1e-6
+    choices: tuple[str, ...] = ()
+    json_schema: dict[str, Any] | None = None
+    pattern: str | None = None
+    cpu_seconds: Positive = 5
+    memory_mb: Positive = 512
+    allow_unconfined: bool = False
+    timeout: Annotated[float, Field(gt=0.0), Execution] = 10.0
+
+    @model_validator(mode="after")
+    def _rules_of_their_kind(self) -> Verify:
+        for name, kind in (("choices", "choice"), ("json_schema", "json"), ("pattern", "regex")):
+            if getattr(self, name) and self.kind != kind:
+                raise ValueError(f"{name} is for kind: {kind}")
+        return self
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether one rule stands for every record's reference."""
+        return self.json_schema is not None or self.pattern is not None
+
+
 class Filter(Settings):
     """Which answers are good enough."""
 
     checks: Checks = Checks()
+    verify: Verify | None = None
     judge: Judge | None = Judge()
 
 

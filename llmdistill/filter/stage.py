@@ -1,9 +1,10 @@
-"""The stage `filter`: format checks first, then the judge on what passed them."""
+"""The stage `filter`: format checks first, then the verifier, then the judge on what passed both."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from llmdistill.config import Judge, Model, Pipeline
@@ -11,37 +12,48 @@ from llmdistill.engines.base import Completion, Request
 from llmdistill.engines.resume import LazyEngine, answer_of, ask, model_parts, usage_of
 from llmdistill.filter.checks import failed_check
 from llmdistill.filter.judge import judge_request, verdict_of
+from llmdistill.filter.verify.records import RecordVerifier
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
-from llmdistill.run.stage import FAILED, Outcome, begin, inputs_of, num_records, read_shards
+from llmdistill.run.stage import FAILED, Outcome, Stage, begin, inputs_of, num_records, read_shards
 from llmdistill.templates import Rubric, load_template
 
 _CHARS_PER_TOKEN = 4
 
+Examine = Callable[[list[Record]], Outcome]
+"""All that is done to the records of a shard without a model."""
+
 
 def run(pipeline: Pipeline, *, fresh: bool = False, retry_failed: bool = False) -> Manifest:
-    """Keep the answers that pass the checks and that the judge scores at least `filter.judge.min_score`."""
+    """Keep the answers that pass the checks, are right, and that the judge scores at least `filter.judge.min_score`."""
     judge = _open_judge(pipeline)
+    verifier = RecordVerifier(pipeline.filter.verify) if pipeline.filter.verify else None
     parts: Parts = {
         **flatten(pipeline.filter.digest_view(), "filter."),
         "filter.language": pipeline.language,
+        **(verifier.parts if verifier else {}),
         **(judge.parts if judge else {}),
         **inputs_of(pipeline.run_path, "generate"),
     }
     stage = begin(pipeline.run_path, "filter", parts, fresh=fresh, retry_failed=retry_failed)
     if isinstance(stage, Manifest):
         return stage
-    if judge is None:
-        shards = read_shards(pipeline.run_path, "generate")
-        return stage.finish(stage.run_shards(shards, lambda records: _check(records, pipeline)))
+    with _examining(pipeline, stage, verifier) as examine:
+        if judge is None:
+            return stage.finish(stage.run_shards(read_shards(pipeline.run_path, "generate"), examine))
+        return _judged(pipeline, stage, judge, examine)
+
+
+def _judged(pipeline: Pipeline, stage: Stage, judge: _JudgeAtWork, examine: Examine) -> Manifest:
+    """Have the judge read what passed."""
     started = time.monotonic()
     with stage.journal(judge.parts) as journal:
-        failed = judge.ask(_checked(pipeline), journal, num_records(pipeline.run_path, "generate"))
+        failed = judge.ask(_passed(pipeline, examine), journal, num_records(pipeline.run_path, "generate"))
         shards = read_shards(pipeline.run_path, "generate")
-        counts = stage.run_shards(shards, lambda records: judge.read(_check(records, pipeline), journal, failed))
-        usage = usage_of(journal, judge.ids(_checked(pipeline)), time.monotonic() - started)
+        counts = stage.run_shards(shards, lambda records: judge.read(examine(records), journal, failed))
+        usage = usage_of(journal, judge.ids(_passed(pipeline, examine)), time.monotonic() - started)
         return stage.finish(counts, usage)
 
 
@@ -97,10 +109,26 @@ def _open_judge(pipeline: Pipeline) -> _JudgeAtWork | None:
     return _JudgeAtWork(settings, model, pipeline) if settings and model else None
 
 
-def _checked(pipeline: Pipeline) -> Iterator[Record]:
-    """Records that pass the checks, one shard in memory at a time."""
+@contextmanager
+def _examining(pipeline: Pipeline, stage: Stage, verifier: RecordVerifier | None) -> Iterator[Examine]:
+    """Format checks and, if one is set, the verifier, which is done with all records before a judge is asked."""
+    if verifier is None:
+        yield lambda records: _check(records, pipeline)
+        return
+    with stage.journal(verifier.parts) as journal:
+
+        def examine(records: list[Record]) -> Outcome:
+            return _verify(_check(records, pipeline), verifier, journal)
+
+        for records in read_shards(pipeline.run_path, "generate"):
+            examine(records)
+        yield examine
+
+
+def _passed(pipeline: Pipeline, examine: Examine) -> Iterator[Record]:
+    """Records that pass what needs no model, one shard in memory at a time."""
     for records in read_shards(pipeline.run_path, "generate"):
-        yield from _check(records, pipeline).kept
+        yield from examine(records).kept
 
 
 def _check(records: list[Record], pipeline: Pipeline) -> Outcome:
@@ -112,6 +140,18 @@ def _check(records: list[Record], pipeline: Pipeline) -> Outcome:
             outcome.rejected.append(Reject(record, "filter", *failed))
         else:
             outcome.kept.append(record)
+    return outcome
+
+
+def _verify(checked: Outcome, verifier: RecordVerifier, journal: Journal) -> Outcome:
+    """The verifier on what passed the checks."""
+    outcome = Outcome(rejected=list(checked.rejected))
+    for record in checked.kept:
+        read = verifier.read(record, journal)
+        if isinstance(read, Reject):
+            outcome.rejected.append(read)
+        else:
+            outcome.kept.append(read)
     return outcome
 
 
