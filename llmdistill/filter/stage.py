@@ -11,7 +11,7 @@ from llmdistill.config import Judge, Model, Pipeline
 from llmdistill.engines.base import Completion, Request
 from llmdistill.engines.resume import LazyEngine, answer_of, ask, model_parts, usage_of
 from llmdistill.filter.checks import failed_check
-from llmdistill.filter.judge import judge_request, verdict_of
+from llmdistill.filter.judge import judge_request, texts_shown, verdict_of
 from llmdistill.filter.verify.records import RecordVerifier
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
@@ -87,7 +87,8 @@ class _JudgeAtWork:
             if completion.finish_reason == "failed":
                 outcome.rejected.append(Reject(record, "filter", FAILED, completion.error))
                 continue
-            verdict = verdict_of(completion, self.rubric, self.engine.source.name, self.rubric_hash[:16])
+            judge = (self.engine.source.name, self.rubric_hash[:16])
+            verdict = verdict_of(completion, self.rubric, *judge, shown=texts_shown(record))
             judged = replace(record, verdicts=[*record.verdicts, verdict])
             reject = _judgement(judged, self.settings.min_score)
             if reject:

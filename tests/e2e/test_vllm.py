@@ -34,6 +34,14 @@ SHORT = (
     "teacher.vllm.enforce_eager=true",  # compiling takes minutes on a CPU
 )
 
+SMALL_STUDENT = (
+    "curate.size=6",
+    "curate.near_duplicates=null",
+    "train.max_length=256",
+    "evaluate.limit=2",
+    "evaluate.max_new_tokens=12",
+)
+
 
 @pytest.fixture(scope="module")
 def teacher() -> Path:
@@ -90,21 +98,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPO), "NO_PROXY": "127.0.0.1", **private, **more}
 
 
-def generate_and_filter(folder: Path, *settings: str, **more: str) -> dict[str, dict]:
-    """Run both stages as processes of their own; gives their manifests."""
+def run(folder: Path, command: str, *settings: str, **more: str) -> dict[str, dict]:
+    """Run a command of the quickstart as a process of its own; gives the manifests that there are then."""
     overrides = [part for setting in (*SHORT, *settings) for part in ("--set", setting)]
-    for stage in ("generate", "filter"):
-        command = [sys.executable, "-m", "llmdistill", stage, str(REPO / "pipelines" / "quickstart.yaml"), *overrides]
-        done = subprocess.run(
-            command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        for noise in ("Traceback", "vllm", "Warning", "WARNING", "INFO"):
-            assert noise not in done.stderr
-    stages = folder / "data" / "runs" / "quickstart"
-    return {
-        stage: json.loads((stages / stage / "manifest.json").read_text("utf-8")) for stage in ("generate", "filter")
-    }
+    words = [sys.executable, "-m", "llmdistill", command, str(REPO / "pipelines" / "quickstart.yaml"), *overrides]
+    done = subprocess.run(
+        words, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for noise in ("Traceback", "vllm", "Warning", "WARNING", "INFO"):
+        assert noise not in done.stderr
+    paths = (folder / "data" / "runs" / "quickstart").glob("*/manifest.json")
+    return {path.parent.name: json.loads(path.read_text("utf-8")) for path in paths}
 
 
 def rows(folder: Path, stage: str) -> list[dict]:
@@ -112,10 +117,11 @@ def rows(folder: Path, stage: str) -> list[dict]:
 
 
 def check(folder: Path, manifests: dict[str, dict]) -> None:
-    for manifest in manifests.values():
-        counts = manifest["counts"]
+    for stage in ("generate", "filter"):
+        counts = manifests[stage]["counts"]
         assert counts["input"] == counts["kept"] + counts["rejected"] + counts["failed"]
         assert counts["failed"] == 0 and counts["kept"] > 0
+    assert manifests["generate"]["usage"]["completion_tokens"] > 0
     answers = rows(folder, "generate")
     assert all(row["answer"].strip() for row in answers)
     assert all(row["teacher"]["finish_reason"] in ("stop", "length") for row in answers)
@@ -124,12 +130,16 @@ def check(folder: Path, manifests: dict[str, dict]) -> None:
 
 
 def test_the_quickstart_on_offline_vllm(teacher, tmp_path):
-    manifests = generate_and_filter(tmp_path, "teacher.engine=vllm")
+    """From the prompts to the comparison; the student is made of the same teacher's weights."""
+    manifests = run(tmp_path, "run", "teacher.engine=vllm", *SMALL_STUDENT)
     check(tmp_path, manifests)
-    assert manifests["generate"]["usage"]["completion_tokens"] > 0
+    table = manifests["evaluate"]["metrics"]["table"]
+    assert set(table) == {"teacher", "untrained", "student"}
+    assert table["student"]["teacher_text_kl"]["mean"] > 0
+    assert (tmp_path / "data" / "runs" / "quickstart" / "report" / "index.html").exists()
 
 
 def test_the_quickstart_against_a_real_server(server, tmp_path):
-    manifests = generate_and_filter(tmp_path, "teacher.engine=openai", OPENAI_BASE_URL=server)
+    for command in ("generate", "filter"):
+        manifests = run(tmp_path, command, "teacher.engine=openai", OPENAI_BASE_URL=server)
     check(tmp_path, manifests)
-    assert manifests["generate"]["usage"]["completion_tokens"] > 0

@@ -58,7 +58,7 @@ def test_expected_score_is_the_expectation_over_the_scores_of_the_vocabulary(log
     ids=["-inf", "no mass", "nan", "one nan", "no choices", "none", "other choices", "too long"],
 )
 def test_a_judge_that_says_nothing_usable_is_a_failed_judgement_never_a_low_score(completion):
-    verdict = verdict_of(completion, RUBRIC, "judge", "hash")
+    verdict = verdict_of(completion, RUBRIC, "judge", "hash", shown=[])
     assert (verdict.score, verdict.outcome != "parsed") == (None, True)
     reject = _judgement(replace(record("x"), verdicts=[verdict]), min_score=3.0)
     assert reject is not None and reject.reason == "judge_failed"
@@ -108,3 +108,20 @@ def test_no_candidate_text_gets_out_of_its_fence(payload, place):
 def test_a_long_answer_is_cut_and_says_so():
     text = judge_request(record("x" * 5_000), RUBRIC, max_answer_chars=100).messages[-1]["content"]
     assert "x" * 100 + " [...]" in text and "x" * 101 not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "score", "outcome"),
+    [
+        ("4", 4.0, "parsed"),
+        ("I checked 3 criteria. Final score: 1 out of 5", 1.0, "parsed"),
+        ("점수는 4점입니다", 4.0, "parsed"),
+        ("I checked 3 criteria.", None, "no_verdict"),
+        ("Score: 9", None, "out_of_range"),
+    ],
+)
+def test_a_judge_without_probabilities_is_read_by_what_it_wrote(text, score, outcome):
+    completion = Completion("x", text, finish_reason="scored")
+    rubric = RUBRIC.model_copy(update={"prefill": ""})
+    verdict = verdict_of(completion, rubric, "judge", "hash", shown=["a question", "an answer"])
+    assert (verdict.score, verdict.outcome) == (score, outcome)
