@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,13 +206,17 @@ def _from_row(row: dict[str, Any]) -> Completion:
 
 
 def usage_of(journal: Journal, ids: Iterable[str], seconds: float) -> Usage:
-    """What the journalled completions of these requests took, whichever process asked. Cost is None if one's is."""
-    found = [_from_row(journal[id_]) for id_ in ids if id_ in journal]
-    costs = [completion.cost for completion in found]
+    """What the journalled completions of these requests took, whichever process asked."""
+    return usage_from([_from_row(journal[id_]) for id_ in ids if id_ in journal], seconds)
+
+
+def usage_from(completions: Sequence[Completion], seconds: float) -> Usage:
+    """What completions took. The cost is None if one's is."""
+    costs = [completion.cost for completion in completions]
     return Usage(
-        requests=len(found),
-        prompt_tokens=sum(completion.prompt_tokens for completion in found),
-        completion_tokens=sum(completion.completion_tokens for completion in found),
+        requests=len(completions),
+        prompt_tokens=sum(completion.prompt_tokens for completion in completions),
+        completion_tokens=sum(completion.completion_tokens for completion in completions),
         seconds=round(seconds, 1),
         cost=None if None in costs else round(sum(cost for cost in costs if cost is not None), 9),
     )

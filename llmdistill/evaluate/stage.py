@@ -14,12 +14,12 @@ from typing import Any
 
 from llmdistill.config import Model, Pipeline
 from llmdistill.engines.models import ModelSource, num_parameters, same_tokens
-from llmdistill.engines.resume import find, find_weights, model_parts
+from llmdistill.engines.resume import find, find_weights, model_parts, usage_from
 from llmdistill.evaluate.answers import Answers, Contestant, ask
 from llmdistill.evaluate.measure import KINDS, Distances, measure, weigh
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
-from llmdistill.run.manifest import Counts, Manifest, Usage
+from llmdistill.run.manifest import Counts, Manifest
 from llmdistill.run.stage import begin, inputs_of, read_records, write_part
 from llmdistill.templates import TeacherTemplate, load_template
 
@@ -60,7 +60,8 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     compared = ROLES if usable else ()
     table = {role: _row(role, sources.get(role), usable, answers[role], distances) for role in compared}
     counts = Counts(len(records), len(usable), len(rejects), reasons=reasons)
-    return stage.finish(counts, _usage(answers, time.monotonic() - started), metrics={"table": table})
+    replies = [reply for found in answers.values() for reply in found.replies.values()]
+    return stage.finish(counts, usage_from(replies, time.monotonic() - started), metrics={"table": table})
 
 
 def _contestants(pipeline: Pipeline, template: TeacherTemplate) -> dict[str, Contestant]:
@@ -83,19 +84,6 @@ def _weights(pipeline: Pipeline) -> dict[str, ModelSource]:
         if same_tokens(teacher, found["student"]):
             return {"teacher": teacher, **found}
     return found
-
-
-def _usage(answers: Mapping[str, Answers], seconds: float) -> Usage:
-    """What asking took; only the teacher can have cost anything."""
-    replies = [reply for found in answers.values() for reply in found.replies.values()]
-    costs = [reply.cost for reply in replies]
-    return Usage(
-        requests=len(replies),
-        prompt_tokens=sum(reply.prompt_tokens for reply in replies),
-        completion_tokens=sum(reply.completion_tokens for reply in replies),
-        seconds=round(seconds, 1),
-        cost=None if None in costs else sum(cost for cost in costs if cost is not None),
-    )
 
 
 def _has_text(answers: Answers, record: Record) -> bool:
