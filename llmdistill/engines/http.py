@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
 _CONNECT_SECONDS = 30.0
-_LARGE_BYTES, _LARGE_AT_ONCE = 256_000, 4
+_LARGE_BYTES, _LARGE_AT_ONCE = 1_000_000, 4
 """Only so many replies longer than that are read at a time, so that they fit into memory however many are in flight."""
 
 _ID_WITHIN = 1000
