@@ -114,7 +114,7 @@ class Api(Settings):
     timeout: Annotated[float, Field(gt=0.0), Execution] = 300.0
     max_retry_after: Annotated[NotNegative, Execution] = 120.0
     patience: Annotated[NotNegative, Execution] = 600.0
-    max_reply_bytes: Annotated[Positive, Execution] = 8_000_000
+    max_reply_bytes: Annotated[Positive, Execution] = 16_000_000
 
     @field_validator("base_url")
     @classmethod

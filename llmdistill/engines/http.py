@@ -150,9 +150,8 @@ class Http:
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """The body, as long as it is not too long."""
-        too_long = TransportError("malformed_reply", f"a reply of more than {self._max:,} bytes")
         if (response.content_length or 0) > self._max:
-            raise too_long
+            raise self._too_long()
         parts, size = [], 0
         async with contextlib.AsyncExitStack() as stack:
             async for part in response.content.iter_any():
@@ -160,11 +159,15 @@ class Http:
                     await stack.enter_async_context(self._large)
                 size += len(part)
                 if size > self._max:
-                    raise too_long
+                    raise self._too_long()
                 parts.append(part)
         data = b"".join(parts)
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         return data if encoding in ("identity", "") else self._inflate(data, encoding)
+
+    def _too_long(self) -> TransportError:
+        """Not kept in a variable of who raises it: the cycle would keep the parts alive until the next collection."""
+        return TransportError("malformed_reply", f"a reply of more than {self._max:,} bytes")
 
     def _inflate(self, data: bytes, encoding: str) -> bytes:
         """Decompress what a server compressed unasked, bounded, so that a small reply cannot fill the memory."""
