@@ -32,9 +32,9 @@ def inspect(
     rows = draw(found, sample, seed)
     say(f"{len(rows)} of {len(found):,} records of {stage}")
     if masks:
-        from llmdistill.train.preview import preview
+        from llmdistill.train.preview import previews
 
-        _print_masks([preview(row, settings) for row in rows], as_json)
+        _print_masks(previews(rows, settings), as_json)
     elif as_json:
         print_json(rows)
     elif side_by_side:

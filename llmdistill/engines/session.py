@@ -40,6 +40,9 @@ _OPTIONAL = {"logprobs": ("logprobs",), "schema": ("response_format", "json_sche
 
 _LOOK_SECONDS = 0.2
 
+_LONGEST_WAIT = 1e8
+"""Three years, so that there is a date to name."""
+
 _BACKLOG = 4096
 """Answers that wait to be read; beyond that no new call starts."""
 
@@ -295,7 +298,7 @@ class Session:
         seconds = retry_after(reply.headers, time.time())
         if seconds is None:
             return None
-        now = time.monotonic()
+        now, seconds = time.monotonic(), min(seconds, _LONGEST_WAIT)
         gate.block(now + seconds)
         assert self._pool is not None
         if all(other.blocked_for(now) > self.settings.api.max_retry_after for other in self._pool.gates):
