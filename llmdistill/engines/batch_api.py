@@ -30,7 +30,7 @@ from llmdistill.engines.batch_calls import SEARCH_WAITS, BatchCalls, BatchState,
 from llmdistill.engines.batch_shard import Shard, batch_line, custom_id_of, first_lines, read_shards
 from llmdistill.engines.chat import MalformedReply, payload, read_reply
 from llmdistill.engines.endpoint import endpoints_of
-from llmdistill.engines.retry import Verdict, classify
+from llmdistill.engines.retry import REFUSALS_TO_STOP, Verdict, classify
 from llmdistill.errors import LlmdistillError, ServerError, TryLaterError
 from llmdistill.run.failpoint import failpoint
 from llmdistill.run.files import make_dir
@@ -40,9 +40,6 @@ _MOST_IN_FLIGHT = 32
 _MOST_ATTEMPTS = 3
 _FIRST_POLL = 0.25
 _SAY_SECONDS = 600.0
-
-_REFUSALS_TO_STOP = 20
-"""A batch of which at least this many requests are refused and none is answered speaks of the settings."""
 
 _QUEUE_FULL = {"token_limit_exceeded"}
 """Codes of batches that were turned away, unprocessed, because others wait in the queue."""
@@ -285,7 +282,7 @@ class _Job:
             ServerError: no request will be answered. The same command asks again, in case the cause is gone.
         """
         refused = [verdict for verdict in trouble.values() if verdict.reason == "refused"]
-        all_refused = len(refused) == len(shard.custom_ids) >= _REFUSALS_TO_STOP
+        all_refused = len(refused) == len(shard.custom_ids) >= REFUSALS_TO_STOP
         stopping = [verdict for verdict in trouble.values() if verdict.kind == "stop"] + refused * all_refused
         if is_new and stopping:
             advice = "check the key, the model's name and what is sent to it (generate settings, api.extra)"
@@ -314,8 +311,7 @@ class _Job:
 
     def _without_answer(self, custom_id: str, finish_reason: str, verdict: Verdict) -> Completion:
         request = self.owed.pop(custom_id)
-        error = f"{verdict.reason}: {verdict.detail}" if verdict.detail else verdict.reason
-        return Completion(request.id, finish_reason=finish_reason, error=error, num_lost=self._lost[custom_id])
+        return Completion(request.id, finish_reason=finish_reason, error=str(verdict), num_lost=self._lost[custom_id])
 
     def _tell(self) -> None:
         if self._running and time.monotonic() - self._last_said >= _SAY_SECONDS:

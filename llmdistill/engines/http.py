@@ -51,6 +51,7 @@ class _Request(aiohttp.ClientRequest):
     """Is not sent over a connection on which something came unasked: that would be taken for its reply."""
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Send it, or close a connection that has something to read already."""
         if conn.protocol is not None and conn.protocol.should_close:
             conn.close()
             raise aiohttp.ClientConnectionError("a reply that nobody asked for")

@@ -34,6 +34,9 @@ _NO_MONEY = re.compile(
 )
 _NEVER_FITS = re.compile(r"request too large", re.IGNORECASE)
 _MODERATED = re.compile(r"moderation|content[ _](filter|policy)|flagged|safety", re.IGNORECASE)
+REFUSALS_TO_STOP = 20
+"""A server that refuses this many requests and has answered none refuses the settings, not the records."""
+
 _LONGEST_DETAIL = 300
 _NOT_LOOKED_AT = {"rate_limit", "overloaded", "unreachable"}
 
@@ -53,6 +56,9 @@ class Verdict:
     reason: str
     detail: str = ""
     congestion: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 class TransportError(Exception):

@@ -23,7 +23,7 @@ from llmdistill.engines.chat import MalformedReply, answer_bound, parse_reply, p
 from llmdistill.engines.endpoint import Endpoint
 from llmdistill.engines.http import Http, Reply
 from llmdistill.engines.limits import Gate, Pool
-from llmdistill.engines.retry import Attempts, Backoff, TransportError, Verdict, classify, retry_after
+from llmdistill.engines.retry import REFUSALS_TO_STOP, Attempts, Backoff, TransportError, Verdict, classify, retry_after
 from llmdistill.errors import LlmdistillError, ServerError, TryLaterError
 from llmdistill.run.progress import PLAIN_SECONDS, say
 
@@ -31,9 +31,6 @@ _PATH = "/chat/completions"
 
 GRACE_SECONDS = 3.0
 """How long answers in flight are waited for when the run has to stop."""
-
-_REFUSALS_TO_STOP = 20
-"""A server that refuses this many requests and has answered none refuses the settings, not the records."""
 
 _OPTIONAL = {"logprobs": ("logprobs",), "schema": ("response_format", "json_schema", "schema", "structured")}
 """Features that some servers lack, and the words by which they say so."""
@@ -325,7 +322,7 @@ class Session:
     def _ended(self, request: Request, verdict: Verdict, gate: Gate, attempts: Attempts) -> Completion | None:
         """What a refusal that will not change means: for this record, or for all."""
         if verdict.kind == "reject":
-            if self._num_answered or len(self._refused) < _REFUSALS_TO_STOP - 1 or verdict.reason != "refused":
+            if self._num_answered or len(self._refused) < REFUSALS_TO_STOP - 1 or verdict.reason != "refused":
                 return _without_answer(request, verdict.reason, verdict, attempts)
         self._stop(refusal(verdict, gate.endpoint, self.settings))
         return None
@@ -335,8 +332,7 @@ class Session:
 
 
 def _without_answer(request: Request, finish_reason: str, verdict: Verdict, attempts: Attempts) -> Completion:
-    error = f"{verdict.reason}: {verdict.detail}" if verdict.detail else verdict.reason
-    return Completion(request.id, finish_reason=finish_reason, error=error, num_lost=attempts.num_lost)
+    return Completion(request.id, finish_reason=finish_reason, error=str(verdict), num_lost=attempts.num_lost)
 
 
 def refusal(verdict: Verdict, endpoint: Endpoint, settings: Model) -> LlmdistillError:

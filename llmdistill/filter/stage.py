@@ -53,15 +53,20 @@ def _judged(pipeline: Pipeline, stage: Stage, judge: _JudgeAtWork, examine: Exam
         failed = judge.ask(_passed(pipeline, examine), journal, num_records(pipeline.run_path, "generate"))
         shards = read_shards(pipeline.run_path, "generate")
         counts = stage.run_shards(shards, lambda records: judge.read(examine(records), journal, failed))
-        usage = usage_of(journal, judge.ids(_passed(pipeline, examine)), time.monotonic() - started)
+        usage = usage_of(journal, judge.asked, time.monotonic() - started)
         return stage.finish(counts, usage)
 
 
 class _JudgeAtWork:
-    """A rubric and the engine that answers it. Its journal does not depend on the threshold."""
+    """A rubric and the engine that answers it. Its journal does not depend on the threshold.
+
+    Attributes:
+        asked: journal keys of the judgements that `ask` has seen to.
+    """
 
     def __init__(self, settings: Judge, model: Model, pipeline: Pipeline) -> None:
         self.settings = settings
+        self.asked: list[str] = []
         self.rubric, self.rubric_hash = load_template(settings.rubric, Rubric)
         if not model.can_prefill:
             self.rubric = self.rubric.model_copy(update={"prefill": ""})
@@ -75,7 +80,7 @@ class _JudgeAtWork:
     def ask(self, records: Iterable[Record], journal: Journal, total: int) -> dict[str, Completion]:
         """Have all records judged in the journal; gives the judgements that failed."""
         try:
-            return ask((self._request(record) for record in records), journal, self.engine, "judge", total)
+            return ask(self._requests(records), journal, self.engine, "judge", total)
         finally:
             self.engine.close()
 
@@ -97,9 +102,11 @@ class _JudgeAtWork:
                 outcome.kept.append(judged)
         return outcome
 
-    def ids(self, records: Iterable[Record]) -> Iterator[str]:
-        """Journal keys of these records' judgements."""
-        return (self._request(record).id for record in records)
+    def _requests(self, records: Iterable[Record]) -> Iterator[Request]:
+        for record in records:
+            request = self._request(record)
+            self.asked.append(request.id)
+            yield request
 
     def _request(self, record: Record) -> Request:
         return judge_request(record, self.rubric, self.settings.max_answer_tokens * _CHARS_PER_TOKEN)

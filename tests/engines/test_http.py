@@ -9,7 +9,6 @@ import resource
 import time
 import tracemalloc
 import zlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,23 +17,10 @@ from llmdistill.engines.endpoint import Endpoint, Secret
 from llmdistill.engines.http import Http, Reply
 from llmdistill.engines.retry import TransportError
 from tests.engines.loopback import Answer, chat, serving
-from tests.faults.api import FakeTeacher, fake_teacher
 
 KEY = "sk-http-0123456789abcdef"
 MOST = 1_000_000
 ASK = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
-
-
-@pytest.fixture(scope="module")
-def teacher_process() -> Iterator[FakeTeacher]:
-    with fake_teacher() as found:
-        yield found
-
-
-@pytest.fixture
-def teacher(teacher_process: FakeTeacher) -> FakeTeacher:
-    teacher_process.begin()
-    return teacher_process
 
 
 def call(url: str, timeout: float = 10, times: int = 1, body: bytes | None = ASK, most: int = MOST) -> list[Reply]:

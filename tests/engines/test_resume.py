@@ -22,25 +22,13 @@ from llmdistill.errors import BudgetError, ConfigError, Interrupted, LlmdistillE
 from llmdistill.run.journal import Journal
 from llmdistill.run.signals import stopping_in_order
 from tests.engines.loopback import Answer, chat, serving
-from tests.faults.api import FakeTeacher, fake_teacher
+from tests.faults.api import FakeTeacher
 from tests.faults.conftest import wait_until
 from tests.faults.fake_teacher import COMPLETION_TOKENS, answer_to
 from tests.tiny import REPO
 
 MOST = 20
 SAMPLING = Sampling(max_new_tokens=MOST)
-
-
-@pytest.fixture(scope="module")
-def teacher_process() -> Iterator[FakeTeacher]:
-    with fake_teacher() as found:
-        yield found
-
-
-@pytest.fixture
-def teacher(teacher_process: FakeTeacher) -> FakeTeacher:
-    teacher_process.begin()
-    return teacher_process
 
 
 class Desk:
