@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Message = dict[str, str]
 
@@ -56,6 +56,7 @@ SCHEMA = pa.schema(
                         ("rubric_hash", pa.string()),
                         ("score", pa.float64()),
                         ("outcome", pa.string()),
+                        ("criterion", pa.string()),
                     ]
                 )
             ),
@@ -107,12 +108,17 @@ class TeacherInfo:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One judge's word on one record. `score` is None unless `outcome` is "parsed"."""
+    """One judge's word on one record.
+
+    `score` is None unless `outcome` is "parsed", or "flipped": a comparison whose winner changed with the order of
+    the answers, which is a tie. `criterion` is what was judged, where a rubric has several criteria.
+    """
 
     judge: str
     rubric_hash: str
     score: float | None
     outcome: str
+    criterion: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +160,8 @@ class Record:
 
     @property
     def score(self) -> float | None:
-        """Mean of the parsed verdicts' scores, None when no verdict was parsed."""
-        scores = [verdict.score for verdict in self.verdicts if verdict.score is not None]
-        return sum(scores) / len(scores) if scores else None
+        """Score of the last verdict, which sums up those before it; None when it failed, or is a verifier's."""
+        return self.verdicts[-1].score if self.verdicts else None
 
     def with_meta(self, **values: Any) -> Record:
         """A copy whose `meta` has `values` added; other keys stay."""

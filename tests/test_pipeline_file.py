@@ -216,7 +216,7 @@ SHIPPED = sorted((REPO / "pipelines").glob("*.yaml"))
 def test_every_shipped_pipeline_loads_and_its_files_are_there(path):
     loaded = load_pipeline(str(path))
     assert loaded.name == path.stem
-    names = [loaded.prompts.path, loaded.generate.template, loaded.prompts.held_out_path]
+    names = [loaded.prompts.path, loaded.teacher_template, loaded.prompts.held_out_path]
     names += [loaded.filter.judge.rubric] if loaded.filter.judge else []
     for name in filter(None, names):
         assert find_file(name, "file").is_file()
@@ -277,8 +277,8 @@ def test_what_init_writes_loads_whatever_the_names_are(tmp_path, monkeypatch, ca
     assert _exit_code() == 0
     loaded = load_pipeline(str(path))
     assert (loaded.name, loaded.prompts.path, loaded.language) == (stem, prompts, language)
-    assert f"prompts/{language}/" in loaded.generate.template
-    find_file(loaded.generate.template, "prompt file")
+    assert f"prompts/{language}/" in loaded.teacher_template
+    find_file(loaded.teacher_template, "prompt file")
     assert _exit_code() == 2  # it does not write over a file
     assert "exists already" in capsys.readouterr().err
 

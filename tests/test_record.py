@@ -121,11 +121,11 @@ def test_meta_is_added_to_and_never_lost():
     assert json.loads(record.meta) == {"a": 1, "가": "나", "b": [2]}
 
 
-def test_the_score_is_the_mean_of_the_parsed_verdicts():
+def test_the_score_is_that_of_the_last_verdict():
     def score(*scores: float | None) -> float | None:
         return Record("0", [], verdicts=[Verdict("j", "h", value, "x") for value in scores]).score
 
-    assert (score(), score(None), score(2.0, None, 5.0)) == (None, None, 3.5)
+    assert (score(), score(2.0, None), score(2.0, None, 5.0)) == (None, None, 5.0)
 
 
 def test_a_later_columns_are_ignored_and_missing_ones_are_empty():

@@ -28,7 +28,7 @@ ROLES = ("teacher", "untrained", "student")
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Compare student, untrained student and teacher on the held-out prompts."""
-    template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
+    template, template_hash = load_template(pipeline.teacher_template, TeacherTemplate)
     asked_teacher: Parts = {
         **model_parts("teacher", pipeline.teacher, find(pipeline.teacher)),
         "generate.template_sha256": template_hash,

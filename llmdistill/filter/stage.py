@@ -12,13 +12,13 @@ from llmdistill.engines.base import Completion, Request
 from llmdistill.engines.resume import LazyEngine, answer_of, ask, model_parts, usage_of
 from llmdistill.filter.checks import failed_check
 from llmdistill.filter.judge import judge_request, texts_shown, verdict_of
-from llmdistill.filter.verify.records import RecordVerifier
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
 from llmdistill.run.stage import FAILED, Outcome, Stage, begin, inputs_of, num_records, read_shards
 from llmdistill.templates import Rubric, load_template
+from llmdistill.verify.records import RecordVerifier
 
 _CHARS_PER_TOKEN = 4
 
@@ -95,7 +95,7 @@ class _JudgeAtWork:
             judge = (self.engine.source.name, self.rubric_hash[:16])
             verdict = verdict_of(completion, self.rubric, *judge, shown=texts_shown(record))
             judged = replace(record, verdicts=[*record.verdicts, verdict])
-            reject = _judgement(judged, self.settings.min_score)
+            reject = _judgement(judged, self.settings.fixed_min_score or 0.0)
             if reject:
                 outcome.rejected.append(reject)
             else:

@@ -67,7 +67,7 @@ def make_plan(pipeline: Pipeline, sample: int = 0) -> Plan:
         LlmdistillError: the pipeline could not run.
     """
     prompts = read_prompts(pipeline.prompts)
-    template, _ = load_template(pipeline.generate.template, TeacherTemplate)
+    template, _ = load_template(pipeline.teacher_template, TeacherTemplate)
     rubric = load_template(pipeline.filter.judge.rubric, Rubric)[0] if pipeline.filter.judge else None
     models, weights = facts_of(pipeline), local_weights(pipeline)
     steps = upper_bounds(pipeline, prompts, Sizes.of(weights, pipeline), template, rubric)
@@ -86,10 +86,12 @@ def make_plan(pipeline: Pipeline, sample: int = 0) -> Plan:
 
 def _ask(pipeline: Pipeline, num: int) -> _Answers:
     """Ask the teacher for a sample."""
-    from llmdistill.generate.stage import answered, ask_sample
+    from llmdistill.generate.answers import answered, ask_sample
+    from llmdistill.generate.stage import read
 
     check_terms(pipeline.teacher)
     with locked(pipeline.run_path):
+        read(pipeline)
         before = {completion.id for completion in answered(pipeline)}
         started = time.monotonic()
         found = ask_sample(pipeline, num)
@@ -99,7 +101,7 @@ def _ask(pipeline: Pipeline, num: int) -> _Answers:
 
 def _on_disk(pipeline: Pipeline, weights: ModelSource | None) -> _Answers:
     """Answers that an earlier sample or run has left. Nothing is fetched to look for them."""
-    from llmdistill.generate.stage import answered
+    from llmdistill.generate.answers import answered
 
     known = is_remote(pipeline.teacher) or weights is not None
     if not known or not (pipeline.run_path / "generate" / "journal").is_dir():

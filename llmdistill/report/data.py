@@ -65,7 +65,7 @@ def _nothing() -> Floats:
 class RunData:
     """What a run left on disk, as far as the page shows it.
 
-    `scores_*`: [records] mean of a record's parsed verdicts. `tokens_*`: [records] tokens of the teacher's reply.
+    `scores_*`: [records] score of a record's last verdict. `tokens_*`: [records] tokens of the teacher's reply.
     `places_*`: [points, 2] of the map, at most `MAX_POINTS` together out of `num_places`.
     """
 
@@ -153,17 +153,15 @@ def _reading(paths: Sequence[Path]) -> Iterator[ds.Dataset | None]:
 
 
 def _scores(paths: Sequence[Path]) -> Floats:
-    """Each judged record's mean over its parsed verdicts (as `Record.score`); others are left out."""
+    """Each judged record's score (as `Record.score`: that of its last verdict); others are left out."""
     with _reading(paths) as dataset:
         if dataset is None:
             return _nothing()
         verdicts = dataset.to_table(columns=["verdicts"]).column("verdicts").combine_chunks()
-        owner = pc.list_parent_indices(verdicts).to_numpy(zero_copy_only=False)
-        scores = _as_floats(pc.struct_field(pc.list_flatten(verdicts), "score"))
-    given = np.isfinite(scores)
-    sums = np.bincount(owner[given], weights=scores[given])
-    counts = np.bincount(owner[given])
-    return sums[counts > 0] / counts[counts > 0]
+    ends = verdicts.offsets.to_numpy()
+    last = ends[1:][ends[1:] > ends[:-1]] - 1
+    scores = _as_floats(pc.struct_field(verdicts.values, "score"))[last]
+    return scores[np.isfinite(scores)]
 
 
 def _reply_tokens(paths: Sequence[Path]) -> Floats:

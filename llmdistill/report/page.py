@@ -66,7 +66,7 @@ def render(pipeline: Pipeline, data: RunData) -> str:
     )
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
     judge = pipeline.filter.judge
-    charts = draw_all(data, judge.min_score if judge else None)
+    charts = draw_all(data, judge.fixed_min_score if judge else None)
     return environment.from_string(source).render(
         **_head(pipeline, data),
         **_comparison(data),

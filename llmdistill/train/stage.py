@@ -41,7 +41,7 @@ CALIBRATION = 16
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Train the student on the curated records."""
-    template, template_hash = load_template(pipeline.generate.template, TeacherTemplate)
+    template, template_hash = load_template(pipeline.teacher_template, TeacherTemplate)
     parts: Parts = {
         **flatten(pipeline.train.digest_view(), "train."),
         **flatten(pipeline.student.digest_view(), "student."),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify import Verified, verify
+from llmdistill.verify import Verified, verify
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 LEAST = 0.995

@@ -11,12 +11,12 @@ import pytest
 from llmdistill.config import Api, Filter, Judge, Model, Pipeline, Verify
 from llmdistill.errors import LlmdistillError
 from llmdistill.filter import stage as filter_stage
-from llmdistill.filter.verify import verify
+from llmdistill.verify import verify
 from llmdistill.record import Record
 from llmdistill.run.manifest import Manifest
 from llmdistill.run.stage import read_shards
 from tests.bench.verifier_agreement import Solution, solutions
-from tests.filter.test_verify_agreement import SAMPLE
+from tests.verify.test_agreement import SAMPLE
 from tests.runs import answered, finish_stage, pipeline
 
 CLOSED = Model(model="judge", engine="openai", api=Api(base_url="http://127.0.0.1:9/v1", patience=0))

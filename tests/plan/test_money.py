@@ -30,7 +30,7 @@ from llmdistill.config import (
 from llmdistill.engines.base import Completion
 from llmdistill.errors import ConfigError
 from llmdistill.generate.prompts import read_prompts
-from llmdistill.generate.stage import answered
+from llmdistill.generate.answers import answered
 from llmdistill.generate.stage import run as generate
 from llmdistill.plan import Plan, Step, make_plan
 from llmdistill.plan.estimate import STAGES, _interval, measure, usable
@@ -244,7 +244,7 @@ class TestArithmetic:
     def expenses(folder: Path, tokens: list[tuple[int, int]], num: int, **values):
         settings = api_pipeline(folder, **values)
         pool = read_prompts(settings.prompts).pool[:num]
-        template = load_template(settings.generate.template, TeacherTemplate)[0]
+        template = load_template(settings.teacher_template, TeacherTemplate)[0]
         rubric = load_template("prompts/en/judge.yaml", Rubric)[0] if settings.filter.judge else None
         answers = [
             Completion(record.id, text="An answer.", prompt_tokens=read, completion_tokens=written)
@@ -293,7 +293,7 @@ class TestArithmetic:
     def test_a_call_that_was_lost_counts_as_paid(self, tmp_path):
         found, pool = self.expenses(tmp_path, [(10, 10)] * 4, 4)
         settings = api_pipeline(tmp_path)
-        template = load_template(settings.generate.template, TeacherTemplate)[0]
+        template = load_template(settings.teacher_template, TeacherTemplate)[0]
         lost = [Completion(record.id, "x", prompt_tokens=10, completion_tokens=10, num_lost=1) for record in pool]
         twice = measure(settings, pool, 10, lost, template, None)
         assert twice["generate"].cost == pytest.approx(2 * found["generate"].cost)

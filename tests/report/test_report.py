@@ -241,7 +241,7 @@ def test_every_setting_is_shown_with_its_value(run_dir):
         assert f"{key}{setting(value)}\n" in text
 
 
-def test_scores_are_means_of_the_parsed_verdicts(tmp_path):
+def test_scores_are_those_of_the_last_verdicts(tmp_path):
     path = tmp_path / "filter" / "part-00000.parquet"
     verdicts = [[4.0, None, 2.0], [], [None], [5.0]]
     records = [record("q", i) for i in range(len(verdicts))]
@@ -249,7 +249,7 @@ def test_scores_are_means_of_the_parsed_verdicts(tmp_path):
         item.verdicts.extend(Verdict("j", "h", score, "parsed" if score else "no_mass") for score in scores)
     write_records(path, records)
     found = read_run(tmp_path, 1).scores_kept
-    assert found.tolist() == [item.score for item in records if item.score is not None] == [3.0, 5.0]
+    assert found.tolist() == [item.score for item in records if item.score is not None] == [2.0, 5.0]
 
 
 def test_big_map_is_thinned_and_says_so(tmp_path):

@@ -11,8 +11,8 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from llmdistill.filter.verify.units import CURRENCY, Unit, unit_after, unit_of
-from llmdistill.filter.verify.words import number_words
+from llmdistill.verify.units import CURRENCY, Unit, unit_after, unit_of
+from llmdistill.verify.words import number_words
 
 MAX_QUANTITIES = 2000
 _MAX_DIGITS = 1000

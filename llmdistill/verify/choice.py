@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify.base import Verified, differs, final_answer, shown
-from llmdistill.filter.verify.text import normalise
+from llmdistill.verify.base import Verified, differs, final_answer, shown
+from llmdistill.verify.text import normalise
 
 _SERIES = ("ABCDEFGHIJ", "1234567890", "가나다라마바사아자차", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊ")
 _CIRCLED = str.maketrans(

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify.base import Verified, differs, final_answer, shown
+from llmdistill.verify.base import Verified, differs, final_answer, shown
 
 _PARTICLE = re.compile(r"(?<=[가-힣a-z0-9])(?:입니다|이에요|예요|이다|으로|에서|이|가|을|를|은|는|로|에|의|도)$")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify import verify
+from llmdistill.verify import verify
 
 PYTHON = Verify(kind="python", cpu_seconds=2, memory_mb=256, timeout=20)
 RIGHT = "def f(x):\n    return x + 1\n"

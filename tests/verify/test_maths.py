@@ -8,8 +8,8 @@ import time
 import pytest
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify import verify
-from llmdistill.filter.verify.worker import end_worker
+from llmdistill.verify import verify
+from llmdistill.verify.worker import end_worker
 
 MATH = Verify(kind="math", timeout=20)
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify.base import Verified, shown
+from llmdistill.verify.base import Verified, shown
 
 _MAX_PATTERN = 2000
 

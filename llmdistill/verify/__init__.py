@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify import choice, exact, maths, pattern, python_tests, schema, text
-from llmdistill.filter.verify.base import MAX_CHARS, Verified
+from llmdistill.verify import choice, exact, maths, pattern, python_tests, schema, text
+from llmdistill.verify.base import MAX_CHARS, Verified
 
 __all__ = ["VERIFIERS", "VERSION", "Verified", "verify", "verify_in_context"]
 

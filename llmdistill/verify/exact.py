@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify.base import Verified, differs
+from llmdistill.verify.base import Verified, differs
 
 
 def verify(answer: str, reference: str, settings: Verify) -> Verified:

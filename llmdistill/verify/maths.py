@@ -10,9 +10,9 @@ import re
 from fractions import Fraction
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify.base import Final, Verified, differs, final_answer, shown
-from llmdistill.filter.verify.quantity import MAX_QUANTITIES, Quantity, is_expression, plain, quantities
-from llmdistill.filter.verify.worker import compare_expressions
+from llmdistill.verify.base import Final, Verified, differs, final_answer, shown
+from llmdistill.verify.quantity import MAX_QUANTITIES, Quantity, is_expression, plain, quantities
+from llmdistill.verify.worker import compare_expressions
 
 _WITH_CENTS = ("dollars", "euros")
 _MAX_STATED = 1000

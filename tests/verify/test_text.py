@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify import VERIFIERS, verify
+from llmdistill.verify import VERIFIERS, verify
 
 EXACT, TEXT = Verify(kind="exact"), Verify(kind="text")
 REGEX, JSON = Verify(kind="regex", timeout=1), Verify(kind="json", timeout=2)

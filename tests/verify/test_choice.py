@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify import verify, verify_in_context
-from llmdistill.filter.verify.choice import options_of
+from llmdistill.verify import verify, verify_in_context
+from llmdistill.verify.choice import options_of
 
 PLAIN = Verify(kind="choice")
 CITIES = Verify(kind="choice", choices=("Paris", "London", "New York", "Rome"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify import VERSION, Verified, verify_in_context
 from llmdistill.record import Record, Reject, Verdict
 from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.journal import Journal
+from llmdistill.verify import VERSION, Verified, verify_in_context
 
 WRONG, UNDECIDED = "wrong_answer", "unverifiable"
 _OUTCOMES = {True: "correct", False: "wrong", None: "undecided"}
@@ -25,7 +25,7 @@ class RecordVerifier:
 
     def read(self, record: Record, journal: Journal) -> Record | Reject:
         """The record with the verdict, or the reject of a wrong one."""
-        verified = self._verified(record, journal)
+        verified = self.verified(record, journal)
         outcome = _OUTCOMES[verified.ok]
         verdict = Verdict(f"verify:{self.settings.kind}", self._hash, None, outcome)
         record = replace(record, verdicts=[*record.verdicts, verdict])
@@ -35,7 +35,8 @@ class RecordVerifier:
             return Reject(record, "filter", UNDECIDED, verified.detail)
         return record
 
-    def _verified(self, record: Record, journal: Journal) -> Verified:
+    def verified(self, record: Record, journal: Journal) -> Verified:
+        """Whether the record's answer is right, looked up in the journal if it was checked before."""
         answer, reference = record.answer or "", record.reference or ""
         key = f"{record.id}-{digest_of({'answer': answer, 'reference': reference})[:16]}"
         if key in journal:

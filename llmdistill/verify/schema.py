@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify.base import Verified, shown
-from llmdistill.filter.verify.pattern import compiled_pattern
+from llmdistill.verify.base import Verified, shown
+from llmdistill.verify.pattern import compiled_pattern
 
 _FENCED = re.compile(r"\A\s*```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
 _MAX_DEPTH = 100

@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 
 from llmdistill.config import Verify
-from llmdistill.filter.verify.base import Verified, shown
+from llmdistill.verify.base import Verified, shown
 
 _SANDBOX = Path(__file__).with_name("sandbox.py")
 _FENCED = re.compile(
