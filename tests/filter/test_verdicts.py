@@ -202,10 +202,10 @@ PIECES = [
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=3))
-def test_a_reply_of_a_million_characters_takes_seconds(pieces):
+def test_a_reply_of_a_quarter_of_a_million_characters_takes_seconds(pieces):
     unit = "".join(pieces)
-    text = unit * (1_000_000 // len(unit))
+    text = unit * (250_000 // len(unit))
     started = time.monotonic()
     parse_verdict(text, 1, 5, shown=[text])
     parse_choice(text, shown=[text])
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 60
