@@ -29,13 +29,19 @@ ASK = {"generate", "filter"}
 
 
 def run_stages(
-    pipeline: Pipeline, names: Sequence[str], *, fresh: bool = False, retry_failed: bool = False
+    pipeline: Pipeline,
+    names: Sequence[str],
+    *,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    rejudge: bool = False,
 ) -> dict[str, Manifest]:
     """Run the named stages in their order; finished ones are skipped. One process at a time.
 
     Args:
         fresh: do stages over whose costly settings changed.
         retry_failed: ask again for the records that failed in a finished stage.
+        rejudge: have `filter` judge everything once more.
 
     Raises:
         BusyError: another process works on this run.
@@ -50,6 +56,8 @@ def run_stages(
                 _find_models(pipeline, names)
             before = read_manifest(pipeline.run_path / name)
             more = {"retry_failed": retry_failed} if name in ASK else {}
+            if name == "filter":
+                more["rejudge"] = rejudge
             manifests[name] = _function_of(name)(pipeline, fresh=fresh, **more)
             say(_summary(manifests[name], done_before=manifests[name] == before))
     return manifests
@@ -58,10 +66,16 @@ def run_stages(
 def _find_models(pipeline: Pipeline, names: Sequence[str]) -> None:
     """Find every model that a stage will need, so that a wrong name stops the run before anything is spent."""
     from llmdistill.engines.resume import find, find_weights
+    from llmdistill.filter.panel import seats_of
+    from llmdistill.generate.stage import teachers_of
 
-    asked = [pipeline.teacher, pipeline.filter.judge.model if pipeline.filter.judge else None]
-    for model in asked:
-        if model:
+    asked = list(teachers_of(pipeline).values())
+    if {"train", "evaluate"} & set(names):
+        asked.append(pipeline.teacher)
+    if pipeline.filter.judge:
+        asked += [seat.model for seat in seats_of(pipeline)]
+    for number, model in enumerate(asked):
+        if model not in asked[:number]:
             find(model)
     if pipeline.teacher.engine == "openai" and pipeline.has_teacher_weights and {"train", "evaluate"} & set(names):
         find_weights(pipeline.teacher)

@@ -8,12 +8,13 @@ a value that contains `{{ answer }}` stays as it is, and nothing is executed.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from llmdistill.config import Settings
 from llmdistill.errors import ConfigError
@@ -22,6 +23,8 @@ from llmdistill.record import Message
 from llmdistill.run.files import sha256_of
 
 _NAME = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+ASKED_AGAIN = "Your reply must end with one line that holds the verdict and nothing else, in the form asked for above."
 
 AnyTemplate = TypeVar("AnyTemplate", bound="Template")
 
@@ -54,12 +57,103 @@ class TeacherTemplate(Template):
         return earlier + self.messages(prompt=last["content"])
 
 
-class Rubric(Template):
-    """How the judge is asked. `scores` are the choices it has, worst first, each with its number."""
+class HintTemplate(TeacherTemplate):
+    """How the teacher is asked for a rationale that leads to the known answer.
 
-    values: ClassVar[tuple[str, ...]] = ("answer", "prompt", "rationale", "reference", "fence")
+    `leaks` are phrases that cite the hint, which a rationale of its own would not have.
+    """
+
+    values: ClassVar[tuple[str, ...]] = ("prompt", "reference")
+
+    leaks: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _the_reference_is_shown(self) -> HintTemplate:
+        if "reference" not in _NAME.findall(f"{self.system}{self.user}"):
+            raise ValueError("a hint names {{ reference }}")
+        return self
+
+    def ask_with(self, prompt: list[Message], reference: str) -> list[Message]:
+        """What the teacher is sent for a prompt whose answer it is told."""
+        *earlier, last = prompt
+        return earlier + self.messages(prompt=last["content"], reference=reference)
+
+    def cited(self, rationale: str, question: str) -> str | None:
+        """The phrase by which a rationale cites the hint, unless it is the question's own."""
+        said, asked = _folded(rationale), _folded(question)
+        for phrase in self.leaks:
+            words = re.compile(rf"(?<![a-z0-9]){re.escape(_folded(phrase))}(?![a-z0-9])")
+            if words.search(said) and not words.search(asked):
+                return phrase
+        return None
+
+
+class Criterion(Settings):
+    """One thing that answers are judged by; its weight counts against the other criteria's."""
+
+    text: str
+    weight: float = Field(default=1.0, gt=0.0)
+
+
+class Rubric(Template):
+    """How the judge is asked. `scores` are the choices it has, worst first, each with its number.
+
+    With `criteria` each one is a request of its own, whose text `{{ criterion }}` names; the score is their weighted
+    mean. `again` is added to the question when the judge's reply could not be read and it is asked once more.
+    """
+
+    values: ClassVar[tuple[str, ...]] = ("answer", "prompt", "rationale", "reference", "criterion", "fence")
 
     scores: dict[str, float] = Field(min_length=2)
+    criteria: dict[str, Criterion] = {}
+    again: str = Field(default=ASKED_AGAIN, min_length=1)
+
+    @model_validator(mode="after")
+    def _criteria_are_named(self) -> Rubric:
+        if ("criterion" in _NAME.findall(f"{self.system}{self.user}")) != bool(self.criteria):
+            raise ValueError("criteria and {{ criterion }} go together: the text names what criteria lists")
+        return self
+
+
+class PairsTemplate(Template):
+    """How a model is asked for new question-answer pairs. The markers begin a pair's parts in a plain reply."""
+
+    values: ClassVar[tuple[str, ...]] = ("examples", "pairs")
+
+    question_marker: str = Field(min_length=1)
+    answer_marker: str = Field(min_length=1)
+    rationale_marker: str | None = Field(default=None, min_length=1)
+
+
+class DocumentPairsTemplate(PairsTemplate):
+    """How a model is asked for question-answer pairs about a text."""
+
+    values: ClassVar[tuple[str, ...]] = ("document", "pairs", "fence")
+
+
+class EvolveTemplate(Template):
+    """How a model is asked for a variant of a prompt.
+
+    `kinds` has the instruction for each kind of variant. `prompt_marker` begins the new prompt in the reply.
+    `leaks` are words of the instruction, which a new prompt of its own would not have.
+    """
+
+    values: ClassVar[tuple[str, ...]] = ("prompt", "instruction", "fence")
+
+    kinds: dict[str, str] = Field(min_length=1)
+    prompt_marker: str = Field(min_length=1)
+    leaks: tuple[str, ...] = ()
+
+
+def fence_for(*texts: str) -> str:
+    """A run of backticks longer than any in the texts, so that no text can close the fence."""
+    longest = max((len(run) for text in texts for run in re.findall(r"`+", text)), default=0)
+    return "`" * max(3, longest + 1)
+
+
+def _folded(text: str) -> str:
+    """The text without what does not tell phrases apart: case, spacing, compatibility characters."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def substitute(text: str, values: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llmdistill.cli import _exit_code
 from llmdistill.config import Pipeline
 from llmdistill.errors import ConfigError, LlmdistillError
+from llmdistill.generate.documents import find_documents
 from llmdistill.pipeline_file import all_keys, find_file, load_pipeline
 from tests.tiny import REPO
 
@@ -216,7 +217,11 @@ SHIPPED = sorted((REPO / "pipelines").glob("*.yaml"))
 def test_every_shipped_pipeline_loads_and_its_files_are_there(path):
     loaded = load_pipeline(str(path))
     assert loaded.name == path.stem
-    names = [loaded.prompts.path, loaded.teacher_template, loaded.prompts.held_out_path]
+    names = [loaded.teacher_template, loaded.prompts.held_out_path]
+    if loaded.prompts.are_documents:
+        assert list(find_documents(loaded.prompts.path).iterdir())
+    else:
+        names.append(loaded.prompts.path)
     names += [loaded.filter.judge.rubric] if loaded.filter.judge else []
     for name in filter(None, names):
         assert find_file(name, "file").is_file()

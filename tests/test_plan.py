@@ -14,7 +14,7 @@ import pytest
 from llmdistill.config import Curate, Evaluate, Filter, Generate, Judge, Model, Prompts, Student, Train
 from llmdistill.engines.models import num_parameters
 from llmdistill.errors import ConfigError, InputError, ModelError
-from llmdistill.generate.prompts import read_prompts
+from llmdistill.generate.stage import prompts_of
 from llmdistill.pipeline_file import load_pipeline
 from llmdistill.plan import Step, make_plan
 from llmdistill.plan.steps import duration
@@ -31,9 +31,10 @@ def test_every_shipped_pipeline_plans(path, monkeypatch, tmp_path):
     settings = load_pipeline(f"pipelines/{path.name}")
     made = make_plan(settings)
     assert [step.stage for step in made.steps] == list(STAGES)
-    found = read_prompts(settings.prompts)
+    found = prompts_of(settings)
     assert made.steps[0].records == found.num_rows
-    assert made.steps[1].requests == len(found.pool)
+    assert (made.steps[1].requests == 0) == (settings.generate.mode == "import")
+    assert made.steps[1].records >= len(found.pool) or settings.generate.mode == "synthetic_qa"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +105,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
     path.write_text('{"prompt": "a"}\n{"prompt": "a"}\nnonsense\n')
     made = make_plan(pipeline(tmp_path / "run", prompts=Prompts(path=str(path), held_out=0.0)))
     assert any(f"2 rows cannot be used; the first: {path}:2: duplicate_prompt" in note for note in made.notes)
-    assert any("nothing is held out" in note for note in made.notes)
+    assert "nothing_held_out" in [warning.code for warning in made.warnings]
 
 
 @pytest.mark.parametrize(

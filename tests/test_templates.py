@@ -9,14 +9,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdistill.errors import ConfigError
-from llmdistill.templates import Rubric, TeacherTemplate, load_template, substitute
+from llmdistill.filter.pairwise import Comparison
+from llmdistill.templates import (
+    DocumentPairsTemplate,
+    EvolveTemplate,
+    HintTemplate,
+    PairsTemplate,
+    Rubric,
+    TeacherTemplate,
+    Template,
+    load_template,
+    substitute,
+)
 from tests.tiny import REPO
 
 SHIPPED = sorted(path.relative_to(REPO).as_posix() for path in (REPO / "prompts").glob("*/*.yaml"))
 
 
-def kind_of(name: str) -> type[TeacherTemplate] | type[Rubric]:
-    return Rubric if Path(name).stem == "judge" else TeacherTemplate
+KINDS: dict[str, type[Template]] = {
+    "judge": Rubric,
+    "judge-criteria": Rubric,
+    "judge-written": Rubric,
+    "judge-pairwise": Comparison,
+    "hint": HintTemplate,
+    "synthetic_qa": PairsTemplate,
+    "synthetic_qa_documents": DocumentPairsTemplate,
+    "evolve": EvolveTemplate,
+}
+
+
+def kind_of(name: str) -> type[Template]:
+    return KINDS.get(Path(name).stem, TeacherTemplate)
 
 
 def test_a_value_that_names_another_value_stays_as_it_is():
@@ -49,7 +72,7 @@ def test_every_shipped_prompt_file_loads(name):
     assert len(sha256) == 64
     values = {value: f"<{value}>" for value in template.values}
     user = template.messages(**values)[-1]["content"]
-    assert "<prompt>" in user
+    assert f"<{template.values[0]}>" in user
     assert "{{" not in user
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from llmdistill.cli import doctor, init, inspect, plan, run, stage
+from llmdistill.cli import calibrate, doctor, export, init, inspect, plan, run, stage
 from llmdistill.errors import Interrupted, LlmdistillError
 from llmdistill.run.signals import stopping_in_order
 
@@ -28,7 +28,9 @@ app.command("run")(run.run)
 for _name in stage.HELP:
     app.command(_name, help=stage.HELP[_name])(stage.command(_name))
 app.command("plan")(plan.plan)
+app.command("calibrate")(calibrate.calibrate)
 app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 

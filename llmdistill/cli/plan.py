@@ -23,6 +23,7 @@ def plan(pipeline: PipelineFile, set_: Overrides = None, sample: Sample = 0, as_
     from rich.console import Console
     from rich.table import Table
 
+    from llmdistill.cli.inspect import printable
     from llmdistill.pipeline_file import load_pipeline
     from llmdistill.plan import make_plan
 
@@ -40,5 +41,8 @@ def plan(pipeline: PipelineFile, set_: Overrides = None, sample: Sample = 0, as_
         shown.add_row(*(cell for index, cell in enumerate(step.cells()) if index != hidden))
     console = Console()
     console.print(shown)
-    for note in made.notes:
-        console.print(f"- {note}", markup=False, highlight=False)
+    lines = [f"- {note}" for note in made.notes]
+    if made.warnings:
+        lines += ["", "warnings", *(f"- {warning.text} -> {warning.do}" for warning in made.warnings)]
+    for line in lines:
+        console.print(printable(line), markup=False, highlight=False)

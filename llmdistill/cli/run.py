@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from llmdistill.cli.options import (
     AsJson,
@@ -15,6 +16,9 @@ from llmdistill.cli.options import (
     print_json,
     with_budget,
 )
+
+if TYPE_CHECKING:
+    from llmdistill.config import Pipeline
 
 
 def run(
@@ -39,3 +43,15 @@ def run(
     else:
         print_comparison(manifests["evaluate"].metrics["table"])
     say(f"report: {settings.run_path / 'report' / 'index.html'}")
+    say_warnings(settings)
+
+
+def say_warnings(pipeline: Pipeline) -> None:
+    """One line on how many warnings the settings give; nothing when there are none."""
+    from llmdistill.plan.preflight import setting_warnings
+    from llmdistill.run.progress import say
+
+    num = len(setting_warnings(pipeline))
+    if num:
+        counted = "1 warning" if num == 1 else f"{num} warnings"
+        say(f"{counted} on these settings: llmdistill plan shows them, and so does the report")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Annotated
+
+import typer
 
 from llmdistill.cli.options import (
     AsJson,
@@ -27,6 +30,10 @@ HELP = {
 }
 
 
+Rejudge = Annotated[
+    bool, typer.Option("--rejudge", help="Judge everything once more; earlier verdicts stay on the records.")
+]
+
 ASK = ("generate", "filter", "evaluate")
 """Stages that ask models, so that a budget concerns them."""
 
@@ -49,6 +56,21 @@ def command(name: str) -> Callable[..., None]:
         overrides = with_budget(set_, max_cost, max_tokens)
         _run(name, pipeline, overrides, as_json, fresh=fresh, retry_failed=retry_failed)
 
+    def filter_stage(
+        pipeline: PipelineFile,
+        set_: Overrides = None,
+        fresh: Fresh = False,
+        retry_failed: RetryFailed = False,
+        rejudge: Rejudge = False,
+        max_cost: MaxCost = None,
+        max_tokens: MaxTokens = None,
+        as_json: AsJson = False,
+    ) -> None:
+        overrides = with_budget(set_, max_cost, max_tokens)
+        _run(name, pipeline, overrides, as_json, fresh=fresh, retry_failed=retry_failed, rejudge=rejudge)
+
+    if name == "filter":
+        return filter_stage
     return asking_stage if name in ASK else stage
 
 

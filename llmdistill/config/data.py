@@ -82,6 +82,8 @@ class Samples(Settings):
             raise ValueError("pass_rate is [lowest, highest]")
         if self.n == 1 and (self.vote or self.uses_pass_rate or self.keep):
             raise ValueError("vote, pass_rate and keep choose among several answers: set generate.samples.n")
+        if self.keep_by == "difficulty" and self.keep is None:
+            raise ValueError("keep_by: difficulty says how many of keep go on: set keep")
         if self.min_agreement and not self.vote:
             raise ValueError("min_agreement is for vote: true")
         return self

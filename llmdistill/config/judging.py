@@ -33,7 +33,8 @@ class Calibration(Settings):
     """Answers that people have judged, and the share of the kept ones that should be good.
 
     A row of `gold` has `prompt`, `answer`, `label` (true or false, or a score) and perhaps `reference`. With scores,
-    an answer is good from `good` on.
+    an answer is good from `good` on. At least 10 rows, good and bad ones; `precision` holds where the share of good
+    answers is that of the gold set.
     """
 
     gold: str
@@ -45,8 +46,12 @@ class Judge(Settings):
     """The LLM judge. Without `model`, the teacher judges.
 
     `pairwise` compares an answer with the reference, or with the other samples for the same prompt, in both orders:
-    1 is better, 0 worse, 0.5 a tie, which it also is when the orders disagree. `scoring` says whether the score is
-    read from probabilities or from what the judge writes; `auto` takes probabilities where the engine has them.
+    1 is better, 0 worse, 0.5 a tie, which it also is when the orders disagree. `likelihood` has no rubric: the score
+    is the mean log-probability of the answer's tokens under the judge, in nats. `scoring` says whether the score is
+    read from probabilities or from what the judge writes, in at most `max_new_tokens`; `auto` takes probabilities where
+    the engine has them. `rubric` is made for the form and the scoring: judge.yaml, judge-criteria.yaml (several
+    criteria), judge-written.yaml (the judge explains first), judge-pairwise.yaml. Longer answers than
+    `max_answer_tokens` are cut for the judge, at four characters a token.
     A `jury` are other judges beside this one (weight 1): their scores are combined as a weighted mean, or each
     votes for or against an answer and the majority of the weights decides. `min_score` None is 3, or 0.5 in
     comparisons; `calibrated` is what `calibration` finds.
@@ -54,7 +59,7 @@ class Judge(Settings):
 
     model: Model | None = None
     rubric: str = "prompts/en/judge.yaml"
-    form: Literal["pointwise", "pairwise"] = "pointwise"
+    form: Literal["pointwise", "pairwise", "likelihood"] = "pointwise"
     against: Literal["reference", "samples"] = "reference"
     scoring: Literal["auto", "probabilities", "written"] = "auto"
     max_new_tokens: Positive = 256
@@ -68,6 +73,8 @@ class Judge(Settings):
     def _calibrated_by_something(self) -> Judge:
         if self.min_score == "calibrated" and self.calibration is None:
             raise ValueError("min_score: calibrated needs filter.judge.calibration.gold, a file of judged answers")
+        if self.form == "likelihood" and self.min_score is None:
+            raise ValueError("form: likelihood has no usual threshold: set min_score (nats per token, below 0)")
         return self
 
     @property

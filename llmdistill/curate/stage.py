@@ -14,7 +14,7 @@ from llmdistill.curate.embed import hidden_states, tfidf
 from llmdistill.curate.select import METHODS
 from llmdistill.engines.resume import find_weights
 from llmdistill.errors import RejectsError
-from llmdistill.record import Record, Reject, Selection
+from llmdistill.record import Record, Reject, Selection, record_id
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.files import write_table
 from llmdistill.run.manifest import Counts, Manifest
@@ -54,17 +54,31 @@ def _held_out(pipeline: Pipeline) -> list[Record]:
 
 
 def drop_copies(records: list[Record], held_out: list[Record], settings: Curate) -> tuple[list[Record], list[Reject]]:
-    """Take out records whose prompt nearly equals a held-out one, or that of a better record (given first)."""
+    """Take out records whose prompt nearly equals a held-out one, or another prompt with a better record (given first).
+
+    Samples of one prompt are no copies of each other; they stay or go together.
+    """
     rejects: list[Reject] = []
     if settings.near_held_out is not None and held_out:
         matches = near_copies_of(_questions(held_out), _questions(records), settings.near_held_out)
         records, dropped = _split(records, held_out, matches, "near_held_out")
         rejects += dropped
     if settings.near_duplicates is not None:
-        matches = near_duplicates(_questions(records), settings.near_duplicates)
-        records, dropped = _split(records, records, matches, "near_duplicate")
+        best = _best_of_each_prompt(records)
+        originals = list(best.values())
+        found = dict(zip(best, near_duplicates(_questions(originals), settings.near_duplicates), strict=True))
+        matches = [found[record_id(record.prompt)] for record in records]
+        records, dropped = _split(records, originals, matches, "near_duplicate")
         rejects += dropped
     return records, rejects
+
+
+def _best_of_each_prompt(records: list[Record]) -> dict[str, Record]:
+    """The first record of each prompt, by the prompt's id."""
+    best: dict[str, Record] = {}
+    for record in records:
+        best.setdefault(record_id(record.prompt), record)
+    return best
 
 
 def _questions(records: list[Record]) -> list[str]:

@@ -143,7 +143,7 @@ def read_reply(reply: object, request: Request) -> Completion:
     finish = _FINISHED.get(reason, "stop") if isinstance(reason, str) else "stop"
     if not text and isinstance(refusal, str) and refusal:
         return _completion(reply, request, "", "refused", error=_readable(refusal)[:300])
-    if request.choices:
+    if request.choices and finish != "content_filter":
         return _completion(reply, request, text, "scored", choice_logprobs=_choice_logprobs(choice, text, request))
     ids, top = _logprobs(choice) if request.top_logprobs else ([], None)
     reasoning = message.get("reasoning_content") or message.get("reasoning")

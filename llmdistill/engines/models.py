@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,8 +240,32 @@ def same_tokens(one: ModelSource, other: ModelSource) -> bool:
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Token ids of a conversation, up to where the assistant starts to write."""
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return list(ids)
+    return render(tokenizer, messages, add_generation_prompt=True)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool) -> list[int]:
+    """Token ids of a conversation. What people and models have written never becomes a control token.
+
+    A text that spells one (`<|im_end|>`) would otherwise end its own turn, and begin another.
+    """
+    if not _spell_control_tokens(tokenizer, messages):
+        return list(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False)
+        )
+    marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
+    marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
+    text = tokenizer.apply_chat_template(marked, add_generation_prompt=add_generation_prompt, tokenize=False)
+    texts = {mark: message["content"].strip() for mark, message in zip(marks, messages, strict=True)}
+    ids: list[int] = []
+    for piece in re.split("(\ue000[0-9]+\ue001)", text):
+        encoded = tokenizer(texts.get(piece, piece), add_special_tokens=False, split_special_tokens=piece in texts)
+        ids += encoded["input_ids"]
+    return ids
+
+
+def _spell_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> bool:
+    controls = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return any(control in message["content"] for message in messages for control in controls)
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

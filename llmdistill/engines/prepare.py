@@ -50,7 +50,8 @@ def prepare(tokenizer: PreTrainedTokenizerBase, request: Request) -> Prepared:
         return _prepare_choices(tokenizer, request, prompt)
     if request.given is None:
         return Prepared(request, prompt, [], {})
-    return Prepared(request, prompt, [*_encode(tokenizer, request.given), tokenizer.eos_token_id], {})
+    given = tokenizer.encode(request.given, add_special_tokens=False, split_special_tokens=True)
+    return Prepared(request, prompt, [*given, tokenizer.eos_token_id], {})
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

@@ -68,13 +68,19 @@ class LazyEngine:
 
 
 def ask(
-    requests: Iterable[Request], journal: Journal, engine: LazyEngine, what: str, total: int
+    requests: Iterable[Request],
+    journal: Journal,
+    engine: LazyEngine,
+    what: str,
+    total: int,
+    note: Callable[[Completion], None] | None = None,
 ) -> dict[str, Completion]:
     """Have every request answered in the journal, as one stream without a barrier; gives those that failed, by id.
 
     Args:
         requests: taken only as there is room for them, so they need not fit into memory.
         total: their number.
+        note: is given every answer as it comes, the failed ones too, but not those that were there already.
 
     Raises:
         BudgetError: the next call could exceed the budget.
@@ -95,6 +101,8 @@ def ask(
             else:
                 journal.append(completion.id, **_to_row(completion))
                 failpoint("engine.after_answer")
+            if note is not None:
+                note(completion)
             tokens = completion.completion_tokens or completion.prompt_tokens
             bar.advance(tokens=tokens, cost=completion.cost, failed=len(failed), note=engine.get().status)
 

@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import re
+import secrets
 import sys
 import tempfile
 import threading
@@ -287,7 +288,11 @@ def _arguments(settings: Model, source: ModelSource) -> AsyncEngineArgs:
 def _cpu_defaults(settings: Model) -> dict[str, Any]:
     import psutil
 
-    defaults: dict[str, Any] = {"dtype": str(choose_dtype(settings.dtype, "cpu")).removeprefix("torch.")}
+    defaults: dict[str, Any] = {
+        "dtype": str(choose_dtype(settings.dtype, "cpu")).removeprefix("torch."),
+        # vLLM's own is 0, and requests have none here: a process that goes on would repeat the first one's samples.
+        "seed": secrets.randbits(31),
+    }
     if settings.vllm.gpu_memory_utilization is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         num_workers = settings.vllm.tensor_parallel_size * settings.vllm.data_parallel_size
         defaults["kv_cache_memory_bytes"] = psutil.virtual_memory().available // (_CPU_CACHE_PART * num_workers)

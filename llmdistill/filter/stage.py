@@ -1,172 +1,103 @@
-"""The stage `filter`: format checks first, then the verifier, then the judge on what passed both."""
+"""The stage `filter`: format checks first, then the verifier, then the judges on what passed both, then the threshold.
+
+What is said about an answer is kept apart from what is made of it (`judged`, `threshold`): another threshold asks
+nobody again.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
-from llmdistill.config import Judge, Model, Pipeline
-from llmdistill.engines.base import Completion, Request
-from llmdistill.engines.resume import LazyEngine, answer_of, ask, model_parts, usage_of
-from llmdistill.filter.checks import failed_check
-from llmdistill.filter.judge import judge_request, texts_shown, verdict_of
-from llmdistill.record import Record, Reject
-from llmdistill.run.digest import Parts, flatten
-from llmdistill.run.journal import Journal
+from llmdistill.config import Pipeline
+from llmdistill.errors import UsageError
+from llmdistill.filter.earlier import ROUND, begin_round, earlier_of, round_of
+from llmdistill.filter.judged import JudgedStore, judge_all
+from llmdistill.filter.panel import Panel
+from llmdistill.filter.threshold import Rule, apply
+from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.manifest import Manifest
-from llmdistill.run.stage import FAILED, Outcome, Stage, begin, inputs_of, num_records, read_shards
-from llmdistill.templates import Rubric, load_template
+from llmdistill.run.stage import Stage, begin, inputs_of, table_readers
 from llmdistill.verify.records import RecordVerifier
 
-_CHARS_PER_TOKEN = 4
-
-Examine = Callable[[list[Record]], Outcome]
-"""All that is done to the records of a shard without a model."""
+_BEFORE_THRESHOLD = ("filter.checks", "filter.verify", "filter.language", ROUND, "input.")
+"""Settings that what is said about an answer depends on, beside the panel's own."""
 
 
-def run(pipeline: Pipeline, *, fresh: bool = False, retry_failed: bool = False) -> Manifest:
-    """Keep the answers that pass the checks, are right, and that the judge scores at least `filter.judge.min_score`."""
-    judge = _open_judge(pipeline)
+def run(pipeline: Pipeline, *, fresh: bool = False, retry_failed: bool = False, rejudge: bool = False) -> Manifest:
+    """Keep the answers that pass the checks, are right, and that the judges score high enough.
+
+    Args:
+        rejudge: judge everything once more; earlier verdicts stay on the records, in front of the new ones.
+    """
+    if rejudge:
+        if pipeline.filter.judge is None:
+            raise UsageError(
+                "there is no judge to ask again", where="filter.judge", do="set it, or leave --rejudge out"
+            )
+        begin_round(pipeline.run_path)
+    if pipeline.filter.judge is None:
+        return _run(pipeline, None, fresh, retry_failed)
+    with Panel(pipeline, round_of(pipeline.run_path)) as panel:
+        return _run(pipeline, panel, fresh, retry_failed)
+
+
+def _run(pipeline: Pipeline, panel: Panel | None, fresh: bool, retry_failed: bool) -> Manifest:
     verifier = RecordVerifier(pipeline.filter.verify) if pipeline.filter.verify else None
-    parts: Parts = {
-        **flatten(pipeline.filter.digest_view(), "filter."),
-        "filter.language": pipeline.language,
-        **(verifier.parts if verifier else {}),
-        **(judge.parts if judge else {}),
-        **inputs_of(pipeline.run_path, "generate"),
-    }
+    rule, calibration = _rule(pipeline, panel, fresh)
+    parts = settings_of(pipeline, verifier, panel) | calibration
     stage = begin(pipeline.run_path, "filter", parts, fresh=fresh, retry_failed=retry_failed)
     if isinstance(stage, Manifest):
         return stage
-    with _examining(pipeline, stage, verifier) as examine:
-        if judge is None:
-            return stage.finish(stage.run_shards(read_shards(pipeline.run_path, "generate"), examine))
-        return _judged(pipeline, stage, judge, examine)
-
-
-def _judged(pipeline: Pipeline, stage: Stage, judge: _JudgeAtWork, examine: Examine) -> Manifest:
-    """Have the judge read what passed."""
     started = time.monotonic()
-    with stage.journal(judge.parts) as journal:
-        failed = judge.ask(_passed(pipeline, examine), journal, num_records(pipeline.run_path, "generate"))
-        shards = read_shards(pipeline.run_path, "generate")
-        counts = stage.run_shards(shards, lambda records: judge.read(examine(records), journal, failed))
-        usage = usage_of(journal, judge.asked, time.monotonic() - started)
-        return stage.finish(counts, usage)
+    store = store_of(stage, panel)
+    if retry_failed and store.num_failed:
+        store.reopen()
+    if not store.finished:
+        judge_all(pipeline, stage, store, verifier, panel)
+    return _apply(pipeline, stage, store, rule, started)
 
 
-class _JudgeAtWork:
-    """A rubric and the engine that answers it. Its journal does not depend on the threshold.
-
-    Attributes:
-        asked: journal keys of the judgements that `ask` has seen to.
-    """
-
-    def __init__(self, settings: Judge, model: Model, pipeline: Pipeline) -> None:
-        self.settings = settings
-        self.asked: list[str] = []
-        self.rubric, self.rubric_hash = load_template(settings.rubric, Rubric)
-        if not model.can_prefill:
-            self.rubric = self.rubric.model_copy(update={"prefill": ""})
-        self.engine = LazyEngine.of(pipeline, model, "filter")
-        self.parts: Parts = {
-            **model_parts("filter.judge.by", model, self.engine.source),
-            "filter.judge.rubric_sha256": self.rubric_hash,
-            "filter.judge.max_answer_tokens": settings.max_answer_tokens,
-        }
-
-    def ask(self, records: Iterable[Record], journal: Journal, total: int) -> dict[str, Completion]:
-        """Have all records judged in the journal; gives the judgements that failed."""
-        try:
-            return ask(self._requests(records), journal, self.engine, "judge", total)
-        finally:
-            self.engine.close()
-
-    def read(self, checked: Outcome, journal: Journal, failed: dict[str, Completion]) -> Outcome:
-        """Add a verdict to each record that passed the checks, and reject those with a low one."""
-        outcome = Outcome(rejected=list(checked.rejected))
-        for record in checked.kept:
-            completion = answer_of(self._request(record).id, journal, failed)
-            if completion.finish_reason == "failed":
-                outcome.rejected.append(Reject(record, "filter", FAILED, completion.error))
-                continue
-            judge = (self.engine.source.name, self.rubric_hash[:16])
-            verdict = verdict_of(completion, self.rubric, *judge, shown=texts_shown(record))
-            judged = replace(record, verdicts=[*record.verdicts, verdict])
-            reject = _judgement(judged, self.settings.fixed_min_score or 0.0)
-            if reject:
-                outcome.rejected.append(reject)
-            else:
-                outcome.kept.append(judged)
-        return outcome
-
-    def _requests(self, records: Iterable[Record]) -> Iterator[Request]:
-        for record in records:
-            request = self._request(record)
-            self.asked.append(request.id)
-            yield request
-
-    def _request(self, record: Record) -> Request:
-        return judge_request(record, self.rubric, self.settings.max_answer_tokens * _CHARS_PER_TOKEN)
+def settings_of(pipeline: Pipeline, verifier: RecordVerifier | None, panel: Panel | None) -> Parts:
+    """Everything that changes the stage's result, but a threshold that is calibrated."""
+    number = round_of(pipeline.run_path)
+    return {
+        **flatten(pipeline.filter.digest_view(), "filter."),
+        "filter.language": pipeline.language,
+        **(verifier.parts if verifier else {}),
+        **(panel.parts if panel else {}),
+        **({ROUND: number} if number else {}),
+        **inputs_of(pipeline.run_path, "generate"),
+    }
 
 
-def _open_judge(pipeline: Pipeline) -> _JudgeAtWork | None:
-    settings, model = pipeline.filter.judge, pipeline.judge_model
-    return _JudgeAtWork(settings, model, pipeline) if settings and model else None
+def store_of(stage: Stage, panel: Panel | None) -> JudgedStore:
+    """Where it lies what is said about the answers."""
+    parts = {key: value for key, value in stage.parts.items() if key.startswith(_BEFORE_THRESHOLD)}
+    return JudgedStore(stage, parts | (panel.parts if panel else {}))
 
 
-@contextmanager
-def _examining(pipeline: Pipeline, stage: Stage, verifier: RecordVerifier | None) -> Iterator[Examine]:
-    """Format checks and, if one is set, the verifier, which is done with all records before a judge is asked."""
-    if verifier is None:
-        yield lambda records: _check(records, pipeline)
-        return
-    with stage.journal(verifier.parts) as journal:
+def _rule(pipeline: Pipeline, panel: Panel | None, fresh: bool) -> tuple[Rule, Parts]:
+    """The threshold and, if it is calibrated, what it rests on."""
+    settings = pipeline.filter.judge
+    if settings is None or panel is None:
+        return Rule(0.0, []), {}
+    jury = digest_of({**panel.parts, "weights": list(panel.weights)})[:16]
+    rule = Rule(settings.fixed_min_score or 0.0, list(panel.weights), settings.combine, jury)
+    if settings.fixed_min_score is not None:
+        return rule, {}
+    from llmdistill.filter.calibration import calibrate
 
-        def examine(records: list[Record]) -> Outcome:
-            return _verify(_check(records, pipeline), verifier, journal)
-
-        for records in read_shards(pipeline.run_path, "generate"):
-            examine(records)
-        yield examine
-
-
-def _passed(pipeline: Pipeline, examine: Examine) -> Iterator[Record]:
-    """Records that pass what needs no model, one shard in memory at a time."""
-    for records in read_shards(pipeline.run_path, "generate"):
-        yield from examine(records).kept
+    found = calibrate(pipeline, fresh)
+    rests_on = {"filter.judge.threshold": found["threshold"], "filter.judge.calibrated_by": digest_of(found["parts"])}
+    return replace(rule, min_score=float(found["threshold"])), rests_on
 
 
-def _check(records: list[Record], pipeline: Pipeline) -> Outcome:
-    """The format checks."""
-    outcome = Outcome()
-    for record in records:
-        failed = failed_check(record, pipeline.filter.checks, pipeline.language)
-        if failed:
-            outcome.rejected.append(Reject(record, "filter", *failed))
-        else:
-            outcome.kept.append(record)
-    return outcome
-
-
-def _verify(checked: Outcome, verifier: RecordVerifier, journal: Journal) -> Outcome:
-    """The verifier on what passed the checks."""
-    outcome = Outcome(rejected=list(checked.rejected))
-    for record in checked.kept:
-        read = verifier.read(record, journal)
-        if isinstance(read, Reject):
-            outcome.rejected.append(read)
-        else:
-            outcome.kept.append(read)
-    return outcome
-
-
-def _judgement(record: Record, min_score: float) -> Reject | None:
-    score = record.verdicts[-1].score
-    if score is None:
-        return Reject(record, "filter", "judge_failed", record.verdicts[-1].outcome)
-    if score < min_score:
-        return Reject(record, "filter", "low_score", f"{score:.2f} < {min_score}")
-    return None
+def _apply(pipeline: Pipeline, stage: Stage, store: JudgedStore, rule: Rule, started: float) -> Manifest:
+    """The threshold, on every shard."""
+    read = store.reader()
+    earlier = earlier_of(pipeline.run_path, stage.parts["input.generate"])
+    answers = table_readers(pipeline.run_path, "generate")
+    counts = stage.run_tables(answers, lambda index, table: apply(table, read(index, table), rule, earlier))
+    usage = replace(store.usage, seconds=round(time.monotonic() - started, 1))
+    return stage.finish(counts, usage, {"min_score": rule.min_score} if rule.weights else None)

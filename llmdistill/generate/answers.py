@@ -1,83 +1,127 @@
-"""The modes `rationale` and `answer`: the teacher answers each prompt."""
+"""The modes `rationale` and `answer`: teachers answer each prompt, perhaps several times; some answers go on."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from llmdistill.config import Pipeline
 from llmdistill.engines.base import Completion
-from llmdistill.engines.resume import answer_of, usage_of
-from llmdistill.generate.asker import Asker
-from llmdistill.generate.replies import with_answer
+from llmdistill.engines.resume import answer_of
+from llmdistill.generate.attempts import (
+    Attempt,
+    Attempts,
+    Teacher,
+    Teachers,
+    checks_answers,
+    main_teacher,
+    outcome_of,
+    share_of,
+    weights_of,
+)
+from llmdistill.generate.samples import Sample, choose, expand
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
-from llmdistill.run.stage import Outcome, Stage, num_records, read_shards
-from llmdistill.templates import TeacherTemplate, load_template
+from llmdistill.run.stage import Outcome, Stage, read_shards
+from llmdistill.verify.records import RecordVerifier
 
 
 class Answers:
-    """Asks the teacher and reads its replies into Records."""
+    """Asks the teachers and reads their replies into Records. The input is every sample of every prompt."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.template, template_hash = load_template(pipeline.teacher_template, TeacherTemplate)
-        self.teacher = Asker.of(pipeline, self.template, template_hash)
-        self.asked: Parts = self.teacher.asked
+        self.teachers = Teachers(pipeline)
+        self.asked: Parts = self.teachers.asked
 
     def run(self, stage: Stage) -> Manifest:
         """Ask about every prompt of the pool."""
         started = time.monotonic()
-        with stage.journal(self.teacher.asked) as journal:
-            failed = self.ask(_pool(self.pipeline), journal, num_records(self.pipeline.run_path, "prompts"))
-            shards = read_shards(self.pipeline.run_path, "prompts")
-            counts = stage.run_shards(shards, lambda records: self.read(records, journal, failed))
-            ids = (record.id for record in _pool(self.pipeline))
-            return stage.finish(counts, usage_of(journal, ids, time.monotonic() - started))
+        with self._asking(stage) as attempts:
+            attempts.ask_all(self._shards)
+            counts = stage.run_shards(self._shards(), lambda records: self.read(records, attempts))
+            usage, rounds = attempts.summary(self._shards)
+            usage = replace(usage, seconds=round(time.monotonic() - started, 1))
+            return stage.finish(counts, usage, {"rounds": rounds})
 
-    def ask(self, records: Iterable[Record], journal: Journal, total: int) -> dict[str, Completion]:
-        """Have all records answered in the journal; gives the answers that failed."""
-        requests = (self.teacher.request(record.id, self.template.ask(record.prompt)) for record in records)
-        return self.teacher.ask(requests, journal, total)
+    @contextmanager
+    def _asking(self, stage: Stage) -> Iterator[Attempts]:
+        """The rounds, with their journals open."""
+        verify = self.pipeline.filter.verify
+        with ExitStack() as stack:
+            journals = {
+                teacher.name: stack.enter_context(stage.journal(teacher.asker.asked)) for teacher in self.teachers.all
+            }
+            if verify is None or not checks_answers(self.pipeline.generate):
+                yield Attempts(self.teachers, journals, lambda _: None, "keep")
+                return
+            verifier = RecordVerifier(verify)
+            journal = stack.enter_context(stage.journal(verifier.parts))
+            yield Attempts(self.teachers, journals, lambda record: verifier.verified(record, journal), verify.undecided)
 
-    def read(self, records: list[Record], journal: Journal, failed: dict[str, Completion]) -> Outcome:
-        """What became of the records of one shard."""
-        outcome = Outcome()
-        for record in records:
-            completion = answer_of(record.id, journal, failed)
-            asked = replace(record, teacher=self.teacher.info(completion))
-            read = with_answer(asked, completion, self.pipeline.generate, self.template, self.teacher.prefill)
-            if isinstance(read, Reject):
-                outcome.rejected.append(read)
-            else:
-                outcome.kept.append(read)
+    def _shards(self) -> Iterator[list[Record]]:
+        num_samples = self.pipeline.generate.samples.n
+        for records in read_shards(self.pipeline.run_path, "prompts"):
+            yield [sample for record in records for sample in expand(record, num_samples)]
+
+    def read(self, records: list[Record], attempts: Attempts) -> Outcome:
+        """What became of the records of one shard, where all samples of a prompt follow each other."""
+        outcome, num_samples = Outcome(), self.pipeline.generate.samples.n
+        for start in range(0, len(records), num_samples):
+            found = self._chosen(records[start : start + num_samples], attempts)
+            outcome.kept += found.kept
+            outcome.rejected += found.rejected
         return outcome
+
+    def _chosen(self, records: list[Record], attempts: Attempts) -> Outcome:
+        """What became of the samples of one prompt."""
+        samples = []
+        for record in records:
+            made = attempts.made(record)
+            counts = outcome_of(made)
+            samples.append(Sample(self._with_attempts(counts.result, made), counts.ok, made[0].ok))
+        return choose(samples, self.pipeline.generate.samples, self.pipeline.filter.verify, self.pipeline.seed)
+
+    def _with_attempts(self, result: Record | Reject, made: list[Attempt]) -> Record | Reject:
+        """The result with a note of what was tried, where there was more to try than one teacher."""
+        if self.teachers.num_rounds == 1:
+            return result
+        tried = [attempt.in_short() for attempt in made]
+        if isinstance(result, Reject):
+            return replace(result, record=result.record.with_meta(attempts=tried))
+        return result.with_meta(attempts=tried)
 
 
 def ask_sample(pipeline: Pipeline, num: int) -> list[Completion]:
-    """The teacher's answers to `num` prompts drawn at random; they are kept for the stage, which asks for the rest."""
-    answers, pool = Answers(pipeline), list(_pool(pipeline))
+    """The teacher's answers to `num` prompts drawn at random; they are kept for the stage, which asks for the rest.
+
+    Only prompts that the stage would ask this teacher about are drawn.
+    """
+    teacher, weights = main_teacher(pipeline), weights_of(pipeline.generate)
+    pool = [record for record in _pool(pipeline) if share_of(record.id, weights) == 0]
     records = random.Random(pipeline.seed).sample(pool, min(num, len(pool)))
-    with _journal(pipeline, answers.teacher) as journal:
-        failed = answers.ask(records, journal, len(records))
+    with _journal(pipeline, teacher) as journal:
+        requests = [teacher.request(record) for record in records]
+        failed = teacher.asker.ask(requests, journal, len(records))
         return [answer_of(record.id, journal, failed) for record in records]
 
 
 def answered(pipeline: Pipeline) -> list[Completion]:
     """The teacher's answers that are there already under these settings, in the order in which they came."""
-    teacher = Answers(pipeline).teacher
-    if not (pipeline.run_path / "generate" / "journal" / f"{digest_of(teacher.asked)[:16]}.jsonl").exists():
+    teacher = main_teacher(pipeline)
+    if not (pipeline.run_path / "generate" / "journal" / f"{digest_of(teacher.asker.asked)[:16]}.jsonl").exists():
         return []
     with _journal(pipeline, teacher) as journal:
         return [answer_of(row["key"], journal, {}) for row in journal.rows()]
 
 
-def _journal(pipeline: Pipeline, asker: Asker) -> Journal:
-    return Stage(pipeline.run_path, "generate", {}).journal(asker.asked)
+def _journal(pipeline: Pipeline, teacher: Teacher) -> Journal:
+    return Stage(pipeline.run_path, "generate", {}).journal(teacher.asker.asked)
 
 
 def _pool(pipeline: Pipeline) -> Iterator[Record]:

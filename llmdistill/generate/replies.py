@@ -23,15 +23,27 @@ def with_answer(
     unusable = _unusable(prefill + completion.text, completion, settings)
     if unusable:
         return Reject(record, "generate", *unusable)
-    reply = prefill + completion.text
+    cut = f"cut at {completion.completion_tokens:,} tokens" if completion.finish_reason == "length" else ""
+    return read_reply(record, prefill + completion.text, settings, template, completion.reasoning, cut)
+
+
+def read_reply(
+    record: Record, reply: str, settings: Generate, template: TeacherTemplate, reasoning: str, cut: str
+) -> Record | Reject:
+    """The record with a reply, as the template's form tells rationale and answer apart.
+
+    Args:
+        reasoning: what was thought apart from the reply; the rationale where the reply has none.
+        cut: how the reply was cut off; empty when it was not.
+    """
     record = replace(record, completion=[{"role": "assistant", "content": reply.strip()}])
-    if completion.finish_reason == "length" and settings.truncated == "reject":
-        return Reject(record, "generate", "truncated", f"cut at {completion.completion_tokens:,} tokens")
+    if cut and settings.truncated == "reject":
+        return Reject(record, "generate", "truncated", cut)
     parsed = split_reply(reply, template)
     if parsed is None and settings.unparsed == "reject":
         return Reject(record, "generate", "unparsed", f"no {template.answer_marker!r} with text after it")
     rationale, answer = parsed or (None, reply.strip())
-    return replace(record, rationale=rationale or completion.reasoning or None, answer=answer)
+    return replace(record, rationale=rationale or reasoning or None, answer=answer)
 
 
 def _unusable(reply: str, completion: Completion, settings: Generate) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from the teacher's answers where there are some, else they are upper bounds; wha
 from __future__ import annotations
 
 from llmdistill.plan.make import Plan, make_plan
+from llmdistill.plan.preflight import Warning
 from llmdistill.plan.steps import Step
 
-__all__ = ["Plan", "Step", "make_plan"]
+__all__ = ["Plan", "Step", "Warning", "make_plan"]

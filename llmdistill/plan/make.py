@@ -12,15 +12,19 @@ from llmdistill.config import Model, Pipeline
 from llmdistill.engines.base import Completion
 from llmdistill.engines.models import ModelSource
 from llmdistill.engines.terms import check_terms
-from llmdistill.errors import BusyError
-from llmdistill.generate.prompts import PromptSet, read_prompts
+from llmdistill.errors import BusyError, UsageError
+from llmdistill.generate.prompts import PromptSet
+from llmdistill.generate.stage import prompts_of, teachers_of
 from llmdistill.plan.estimate import STAGES, Expense, measure, usable
 from llmdistill.plan.machine import Sizes, is_remote, local_weights, needs_weights, weights_name
 from llmdistill.plan.money import ModelFacts, facts_of, money_notes
+from llmdistill.plan.preflight import Warning, warnings_of
 from llmdistill.plan.steps import Step, upper_bounds
 from llmdistill.run.lock import locked
 from llmdistill.run.manifest import read_manifest
-from llmdistill.templates import Rubric, TeacherTemplate, load_template
+from llmdistill.templates import TeacherTemplate, load_template
+
+_ANSWERING = ("rationale", "answer")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Plan:
         models: who is asked, at what price, under which terms.
         num_measured: answers of the teacher that the estimate rests on; 0: tokens and cost are upper bounds.
         total: the sum of the stages, with the interval of the whole.
+        warnings: the known traps that apply.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Plan:
     models: list[ModelFacts]
     num_measured: int
     total: Step
+    warnings: list[Warning]
 
     @property
     def is_free(self) -> bool:
@@ -66,22 +72,36 @@ def make_plan(pipeline: Pipeline, sample: int = 0) -> Plan:
     Raises:
         LlmdistillError: the pipeline could not run.
     """
-    prompts = read_prompts(pipeline.prompts)
+    if sample:
+        _check_sample(pipeline)
+    prompts = prompts_of(pipeline)
     template, _ = load_template(pipeline.teacher_template, TeacherTemplate)
-    rubric = load_template(pipeline.filter.judge.rubric, Rubric)[0] if pipeline.filter.judge else None
     models, weights = facts_of(pipeline), local_weights(pipeline)
-    steps = upper_bounds(pipeline, prompts, Sizes.of(weights, pipeline), template, rubric)
+    steps = upper_bounds(pipeline, prompts, Sizes.of(weights, pipeline), template)
     answers = _ask(pipeline, sample) if sample else _on_disk(pipeline, weights)
-    completions, num_held_out = (
-        usable(answers.completions, prompts.pool),
-        len(prompts.held_out[: pipeline.evaluate.limit]),
-    )
-    expenses = measure(pipeline, prompts.pool, num_held_out, completions, template, rubric)
+    completions = usable(answers.completions, prompts.pool)
+    num_held_out = len(prompts.held_out[: pipeline.evaluate.limit])
+    expenses = measure(pipeline, prompts.pool, num_held_out, completions, template)
     steps = [_finished(_measured(step, expenses, answers, pipeline.teacher), pipeline) for step in steps]
     total = _total(steps, expenses.get("all"))
-    notes = [*_notes(pipeline, prompts, weights), *answers.notes, _basis(len(completions))]
+    notes = [*_notes(pipeline, prompts, weights), *answers.notes, _basis(len(completions), _asks_plainly(pipeline))]
     notes += money_notes(pipeline, models, steps, total)
-    return Plan(pipeline.name, str(pipeline.run_path), steps, notes, models, len(completions), total)
+    warnings = warnings_of(pipeline, prompts, _num_trained(pipeline, steps))
+    return Plan(pipeline.name, str(pipeline.run_path), steps, notes, models, len(completions), total, warnings)
+
+
+def _check_sample(pipeline: Pipeline) -> None:
+    """Refuse a sample of answers that the run would not use."""
+    settings, why = pipeline.generate, ""
+    if not _asks_plainly(pipeline):
+        why = f"hint: {settings.hint}" if settings.mode in _ANSWERING else f"mode: {settings.mode}"
+    if why:
+        what = f"a sample is of the teacher's plain answers to the prompts, which generate.{why} does not ask for"
+        raise UsageError(what, where="--sample", do="plan without --sample")
+
+
+def _asks_plainly(pipeline: Pipeline) -> bool:
+    return pipeline.generate.mode in _ANSWERING and pipeline.generate.hint != "always"
 
 
 def _ask(pipeline: Pipeline, num: int) -> _Answers:
@@ -89,7 +109,8 @@ def _ask(pipeline: Pipeline, num: int) -> _Answers:
     from llmdistill.generate.answers import answered, ask_sample
     from llmdistill.generate.stage import read
 
-    check_terms(pipeline.teacher)
+    for key, model in teachers_of(pipeline).items():
+        check_terms(model, key)
     with locked(pipeline.run_path):
         read(pipeline)
         before = {completion.id for completion in answered(pipeline)}
@@ -103,7 +124,7 @@ def _on_disk(pipeline: Pipeline, weights: ModelSource | None) -> _Answers:
     """Answers that an earlier sample or run has left. Nothing is fetched to look for them."""
     from llmdistill.generate.answers import answered
 
-    known = is_remote(pipeline.teacher) or weights is not None
+    known = _asks_plainly(pipeline) and (is_remote(pipeline.teacher) or weights is not None)
     if not known or not (pipeline.run_path / "generate" / "journal").is_dir():
         return _Answers()
     try:
@@ -132,8 +153,14 @@ def _timed(step: Step, answers: _Answers, teacher: Model) -> float | None:
     """
     if not is_remote(teacher) or teacher.api.batch or not answers.num_timed:
         return step.seconds
-    at_once = max(answers.num_timed, min(teacher.api.max_concurrency, step.records))
-    return answers.seconds * step.records / at_once
+    at_once = max(answers.num_timed, min(teacher.api.max_concurrency, step.requests))
+    return answers.seconds * step.requests / at_once
+
+
+def _num_trained(pipeline: Pipeline, steps: Sequence[Step]) -> int:
+    """Records that are trained on: those that curation has chosen, else those expected."""
+    chosen = read_manifest(pipeline.run_path / "curate")
+    return chosen.counts.kept if chosen else next(step.records for step in steps if step.stage == "train")
 
 
 def _finished(step: Step, pipeline: Pipeline) -> Step:
@@ -167,23 +194,21 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) if len(known) == len(values) else None
 
 
-def _basis(num_measured: int) -> str:
+def _basis(num_measured: int, can_sample: bool) -> str:
     if num_measured:
         answers = "1 answer" if num_measured == 1 else f"{num_measured:,} answers"
         return f"tokens and cost of generate and filter are estimated from {answers} of the teacher"
-    return "tokens out, and the times and costs that follow from them, are upper bounds (--sample 20 measures them)"
+    bounds = "tokens out, and the times and costs that follow from them, are upper bounds"
+    return f"{bounds} (--sample 20 measures them)" if can_sample else bounds
 
 
 def _notes(pipeline: Pipeline, prompts: PromptSet, weights: ModelSource | None) -> list[str]:
-    notes = [f"{len(prompts.pool):,} prompts to generate from, {len(prompts.held_out):,} held out for evaluation"]
+    what = "chunks of documents" if pipeline.prompts.are_documents else "prompts"
+    notes = [f"{len(prompts.pool):,} {what} to generate from, {len(prompts.held_out):,} held out for evaluation"]
     if prompts.rejects:
         first = prompts.rejects[0]
         notes.append(f"{len(prompts.rejects):,} rows cannot be used; the first: {first.where}: {first.reason}")
-    if not prompts.held_out:
-        notes.append("nothing is held out: the student cannot be measured (set prompts.held_out)")
     if weights is None and needs_weights(pipeline):
         name = weights_name(pipeline.teacher)
         notes.append(f"{name} is not on this machine yet; it will be fetched, and times are unknown")
-    if pipeline.filter.judge is None:
-        notes.append("no judge: bad answers are only caught by their form")
     return notes

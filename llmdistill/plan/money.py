@@ -10,6 +10,7 @@ from llmdistill.config import Model, Pipeline
 from llmdistill.engines.prices import OLD_DAYS, ListPrice, age_in_days, price_of
 from llmdistill.engines.terms import UNKNOWN, terms_of
 from llmdistill.plan.estimate import is_batch
+from llmdistill.plan.preflight import answerers_of, judges_of
 from llmdistill.plan.steps import Step, money
 
 
@@ -23,6 +24,7 @@ class ModelFacts:
         price_as_of: the day the price was looked up, when it is from a table.
         restricts: what its terms say on training with its answers, None when they are unknown.
         accepted: whether the pipeline file says that the terms were read.
+        trained_on: whether its answers are trained on; a judge's words are not.
     """
 
     key: str
@@ -40,25 +42,28 @@ class ModelFacts:
     terms_url: str | None
     terms_as_of: str | None
     accepted: bool
+    trained_on: bool
 
     @property
     def is_refused(self) -> bool:
-        """Whether a run would refuse it for its terms. A judge's words are not trained on."""
-        return self.key == "teacher" and self.restricts in ("forbids", "conditions") and not self.accepted
+        """Whether a run would refuse it for its terms."""
+        return self.trained_on and self.restricts in ("forbids", "conditions") and not self.accepted
 
 
 def facts_of(pipeline: Pipeline) -> list[ModelFacts]:
-    """Facts on the teacher, and on the judge when it is another model.
+    """Facts on the teacher, and on the other models that are asked.
 
     Raises:
         ConfigError: the user's price table cannot be used.
     """
-    found = [_facts("teacher", pipeline.teacher)]
-    judge = pipeline.filter.judge.model if pipeline.filter.judge else None
-    return [*found, _facts("filter.judge.model", judge)] if judge else found
+    answerers, own_judge = answerers_of(pipeline), pipeline.filter.judge and pipeline.filter.judge.model
+    judges = [(key, model) for key, model in judges_of(pipeline) if own_judge or key != "filter.judge"]
+    models = {"teacher": pipeline.teacher, **dict(answerers), **{f"{key}.model": model for key, model in judges}}
+    asked = [(key, model) for key, model in models.items() if key != "generate.imported_from"]
+    return [_facts(key, model, trained_on=key in dict(answerers)) for key, model in asked]
 
 
-def _facts(key: str, settings: Model) -> ModelFacts:
+def _facts(key: str, settings: Model, trained_on: bool) -> ModelFacts:
     price, terms = price_of(settings), terms_of(settings)
     listed = price if isinstance(price, ListPrice) else None
     return ModelFacts(
@@ -77,6 +82,7 @@ def _facts(key: str, settings: Model) -> ModelFacts:
         terms_url=terms.url if terms else None,
         terms_as_of=terms.as_of.isoformat() if terms else None,
         accepted=settings.accept_terms,
+        trained_on=trained_on,
     )
 
 
@@ -107,13 +113,13 @@ def _price_notes(facts: ModelFacts) -> list[str]:
 
 
 def _terms_notes(facts: ModelFacts) -> list[str]:
+    """What is known of a model's terms; where they are a reason to stop, a warning says so."""
+    if facts.trained_on and (facts.restricts is None or facts.is_refused):
+        return []
     if facts.restricts is None:
         return [f"terms of {facts.key} {facts.model} on training with its answers are {UNKNOWN}"]
     dated = f"{facts.terms_url}, {facts.terms_as_of}"
-    notes = [f"terms of {facts.key} ({facts.terms_family}): {facts.terms_summary} ({dated})"]
-    if facts.is_refused:
-        notes.append(f"the run would refuse until they are accepted: {facts.key}.accept_terms: true")
-    return notes
+    return [f"terms of {facts.key} ({facts.terms_family}): {facts.terms_summary} ({dated})"]
 
 
 def _interval(total: Step) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmdistill.config import Model, Pipeline
+from llmdistill.engines.families import num_parameters_of, same_model
 from llmdistill.engines.prices import price_of
 from llmdistill.generate.prompts import PromptSet
-from llmdistill.plan.estimate import BYTES_PER_TOKEN, Asked, spend
+from llmdistill.plan.estimate import Asked, spend
+from llmdistill.plan.load import Juror, Load, generate_loads, jurors_of, records_out, tokens_of
 from llmdistill.plan.machine import DECODE_EFFICIENCY, FORWARD_EFFICIENCY, Sizes, is_remote
 from llmdistill.record import Record
-from llmdistill.templates import Rubric, TeacherTemplate
+from llmdistill.templates import TeacherTemplate
 
 _ROW_BYTES = 4_000
 _JUDGE_TOKENS = 8
-"""What a judge behind an API may write; a local one writes nothing."""
+"""What a judge behind an API may write to choose a score; a local one writes nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,36 +47,90 @@ class Step:
         return [self.stage, *(_count(count) if count else "-" for count in counts), disk, money(self.cost), seconds]
 
 
-def upper_bounds(
-    pipeline: Pipeline, prompts: PromptSet, sizes: Sizes, template: TeacherTemplate, rubric: Rubric | None
-) -> list[Step]:
-    """Every stage, as if each answer were as long as it may be."""
-    pool, held_out = len(prompts.pool), prompts.held_out[: pipeline.evaluate.limit]
-    asked = sum(map(_tokens, prompts.pool)) + pool * len(template.user) // 4
-    answers = pool * pipeline.generate.max_new_tokens
-    decode = None if is_remote(pipeline.teacher) else sizes.seconds(answers, sizes.teacher, DECODE_EFFICIENCY)
-    cost = _cost(pipeline.teacher, asked, answers)
-    chosen = min(pool, pipeline.curate.size or pool)
-    trained = (sum(map(_tokens, prompts.pool)) + answers) * chosen // max(1, pool)
+def upper_bounds(pipeline: Pipeline, prompts: PromptSet, sizes: Sizes, template: TeacherTemplate) -> list[Step]:
+    """Every stage, as if each answer were as long as it may be and every record had to be asked about again."""
+    held_out = prompts.held_out[: pipeline.evaluate.limit]
+    out = records_out(pipeline, len(prompts.pool))
+    text = _text_tokens(pipeline, prompts.pool)
+    chosen = min(out, pipeline.curate.size or out)
     return [
         Step("prompts", prompts.num_rows, disk_bytes=prompts.num_rows * 1_000),
-        Step("generate", pool, pool, asked, answers, pool * _ROW_BYTES, decode, cost=cost),
-        _filter_step(pipeline, sizes, pool, asked + answers, rubric),
-        Step("curate", pool, disk_bytes=chosen * _ROW_BYTES, seconds=pool / 500),
-        _train_step(pipeline, sizes, chosen, trained),
+        _generate_step(pipeline, sizes, prompts.pool, template, out),
+        _filter_step(pipeline, sizes, out, text * out),
+        Step("curate", out, disk_bytes=chosen * _ROW_BYTES, seconds=out / 500),
+        _train_step(pipeline, sizes, chosen, text * chosen),
         _evaluate_step(pipeline, sizes, held_out),
         Step("report", 0, disk_bytes=500_000, seconds=5.0),
     ]
 
 
-def _filter_step(pipeline: Pipeline, sizes: Sizes, pool: int, tokens: int, rubric: Rubric | None) -> Step:
-    judge = pipeline.judge_model
-    if judge is None or rubric is None:
-        return Step("filter", pool, disk_bytes=pool * _ROW_BYTES)
-    read, written = tokens + pool * len(rubric.user) // 4, pool * _JUDGE_TOKENS if is_remote(judge) else 0
-    seconds = None if is_remote(judge) else sizes.seconds(read, sizes.teacher, FORWARD_EFFICIENCY)
-    cost = _cost(judge, read, written)
-    return Step("filter", pool, pool, read, written, pool * _ROW_BYTES, seconds, cost=cost)
+def _text_tokens(pipeline: Pipeline, pool: Sequence[Record]) -> int:
+    """Tokens of one prompt and its answer at most. Imported answers are there to be counted."""
+    settings, prompts = pipeline.generate, sum(map(_tokens, pool)) // max(1, len(pool))
+    if settings.mode == "import":
+        return prompts + sum(tokens_of(record.reply) for record in pool) // max(1, len(pool))
+    if settings.mode == "synthetic_qa":
+        return settings.max_new_tokens // settings.synthesis.pairs
+    if settings.mode == "evolve":
+        return max(prompts, settings.max_new_tokens) + settings.max_new_tokens
+    return prompts + settings.max_new_tokens
+
+
+def _generate_step(
+    pipeline: Pipeline, sizes: Sizes, pool: Sequence[Record], template: TeacherTemplate, out: int
+) -> Step:
+    loads = generate_loads(pipeline, pool, template)
+    read, written = sum(load.read for load in loads), sum(load.written for load in loads)
+    seconds = _sum(_seconds(load.model, pipeline, sizes, load.written, DECODE_EFFICIENCY) for load in loads)
+    cost = _sum(_cost(load.model, load.read, load.written) for load in loads)
+    requests = sum(load.requests for load in loads)
+    return Step("generate", out, requests, read, written, out * _ROW_BYTES, seconds, cost=cost)
+
+
+def _filter_step(pipeline: Pipeline, sizes: Sizes, num: int, tokens: int) -> Step:
+    loads = [_judge_load(pipeline, juror, num, tokens) for juror in jurors_of(pipeline)]
+    seconds = [_judge_seconds(load, pipeline, sizes) for load in loads]
+    return Step(
+        "filter",
+        num,
+        sum(load.requests for load in loads),
+        sum(load.read for load in loads),
+        sum(load.written for load in loads),
+        num * _ROW_BYTES,
+        _sum(seconds),
+        cost=_sum(_cost(load.model, load.read, load.written) for load in loads),
+    )
+
+
+def _judge_load(pipeline: Pipeline, juror: Juror, num: int, tokens: int) -> Load:
+    settings = pipeline.filter.judge
+    requests = num * juror.requests
+    each = _JUDGE_TOKENS if is_remote(juror.model) else 0
+    if settings and settings.scoring == "written":
+        each = settings.max_new_tokens
+    answers = 2 if settings and settings.form == "pairwise" else 1
+    read = answers * tokens * juror.requests + requests * len(juror.template.user) // 4
+    return Load(juror.model, requests, read, requests * each)
+
+
+def _judge_seconds(load: Load, pipeline: Pipeline, sizes: Sizes) -> float | None:
+    reading = _seconds(load.model, pipeline, sizes, load.read, FORWARD_EFFICIENCY)
+    return _sum([reading, _seconds(load.model, pipeline, sizes, load.written, DECODE_EFFICIENCY)])
+
+
+def _seconds(model: Model, pipeline: Pipeline, sizes: Sizes, tokens: int, efficiency: float) -> float | None:
+    """Time that a local model takes for tokens; None of a served one, and of one whose size is unknown."""
+    if is_remote(model):
+        return None
+    known = sizes.teacher if same_model(model, pipeline.teacher) else num_parameters_of(model.model)
+    return sizes.seconds(tokens, None if known is None else int(known), efficiency)
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum, None when a part of it is unknown."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return float(sum(known)) if len(known) == len(found) else None
 
 
 def _train_step(pipeline: Pipeline, sizes: Sizes, chosen: int, tokens_each_epoch: int) -> Step:
@@ -104,8 +161,7 @@ def _cost(settings: Model, read: int, written: int) -> float | None:
 
 
 def _tokens(record: Record) -> int:
-    """Tokens of a prompt, from its length in UTF-8: about four bytes a token, for Hangul about three."""
-    return max(1, int(len(record.question.encode()) // BYTES_PER_TOKEN))
+    return tokens_of(record.question)
 
 
 def duration(seconds: float) -> str:

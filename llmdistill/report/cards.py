@@ -16,6 +16,7 @@ import yaml
 
 from llmdistill.config import Model, Pipeline
 from llmdistill.engines.terms import Terms, terms_of
+from llmdistill.plan.preflight import answerers_of
 from llmdistill.report import words
 from llmdistill.report.compare import ROLES, groups
 from llmdistill.report.data import RunData, usages
@@ -49,7 +50,7 @@ def dataset_card(pipeline: Pipeline, data: RunData) -> str:
     size = _UNKNOWN if num is None else f"{num:,}"
     about = f"{size} prompts with a teacher model's answers, to train a student on. Made with llmdistill."
     sections = {
-        "How it was made": [*_teacher(pipeline, data), *_judge(data)],
+        "How it was made": [*_teacher(pipeline, data), *_made(data), *_synthetic(pipeline, data), *_judge(data)],
         "What was kept": _funnel(data.manifests),
         "Licences and terms": _licences(pipeline, data),
         "Spend": _spend(data),
@@ -80,7 +81,7 @@ def model_card(pipeline: Pipeline, data: RunData) -> str:
     sections = {
         "What it is": [f"- Student before training: {origin}", *_training(data), *_teacher(pipeline, data)],
         "How it compares": _comparison(data),
-        "Training data": [*_judge(data), "", *_funnel(data.manifests)],
+        "Training data": [*_made(data), *_synthetic(pipeline, data), *_judge(data), "", *_funnel(data.manifests)],
         "Licences and terms": [*_licences(pipeline, data), "- Licence of the student before training: unknown"],
         "Spend": _spend(data),
         "Versions": _versions(data.manifests),
@@ -93,10 +94,12 @@ def model_card(pipeline: Pipeline, data: RunData) -> str:
     return _card(front, pipeline.name, about, sections)
 
 
-def terms_digest(pipeline: Pipeline) -> dict[str, Any]:
-    """What the cards may say of the terms and does not stand in the pipeline file or the manifests."""
-    terms = terms_of(pipeline.teacher)
-    return terms.model_dump(mode="json", exclude={"hosts", "models"}) if terms else {}
+def terms_digest(pipeline: Pipeline, imported: Sequence[str]) -> dict[str, Any]:
+    """What page and cards may say of the terms and does not stand in the pipeline file or the manifests."""
+    models = [pipeline.teacher, *(model for _, model in answerers_of(pipeline, imported))]
+    found = {model.model: terms_of(model) for model in models}
+    exclude = {"hosts", "models"}
+    return {name: terms.model_dump(mode="json", exclude=exclude) for name, terms in found.items() if terms}
 
 
 def _card(front: Mapping[str, Any], title: str, about: str, sections: Mapping[str, Sequence[str]]) -> str:
@@ -169,6 +172,54 @@ def _teacher(pipeline: Pipeline, data: RunData) -> list[str]:
         f"- Sampling: {_text(shown)}",
         f"- Prompts: {_text(pipeline.prompts.dataset or Path(pipeline.prompts.path).name)}",
     ]
+
+
+def _made(data: RunData) -> list[str]:
+    """How the answers came about, as far as the manifest says and it is more than one plain answer to each prompt."""
+    mode, num = (_setting(data, "generate", f"generate.{name}") for name in ("mode", "samples.n"))
+    lines = [f"- Mode: {_text(mode)}"]
+    if num not in (_UNKNOWN, 1):
+        lines.append(f"- Answers asked for per prompt: {_text(num)}{_text(_choice(data))}")
+    hint = _setting(data, "generate", "generate.hint")
+    if hint not in (_UNKNOWN, "never"):
+        when = "always" if hint == "always" else "after a wrong answer"
+        lines.append(f"- Hint: the teacher was told the reference {when}, and asked for a rationale that leads there")
+    others = _setting(data, "generate", "generate.co_teachers")
+    for other in others if isinstance(others, list) else []:
+        weight, name = (other.get("weight"), other.get("model", {}).get("model"))
+        lines.append(f"- Co-teacher: {_name(name)}, weight {_text(weight)} to the teacher's 1")
+    fallback = _setting(data, "generate", "generate.fallback.model")
+    if fallback != _UNKNOWN:
+        lines.append(f"- Fallback, asked what the teacher failed: {_name(fallback)}")
+    if mode == "import":
+        lines.append(f"- Imported answers of: {', '.join(map(_name, data.answerers)) or _UNKNOWN}")
+    return lines
+
+
+def _choice(data: RunData) -> str:
+    """Which of several answers went on."""
+    vote, keep, rates = (
+        _setting(data, "generate", f"generate.samples.{name}") for name in ("vote", "keep", "pass_rate")
+    )
+    parts = ["those that agree with the most frequent one"] if vote is True else []
+    if isinstance(keep, int):
+        parts.append(f"at most {keep} by {_setting(data, 'generate', 'generate.samples.keep_by')}")
+    if isinstance(rates, list) and rates != [0.0, 1.0]:
+        parts.append(f"prompts with a pass rate of {' to '.join(map(str, rates))}")
+    return f"; kept: {', '.join(parts)}" if parts else ""
+
+
+def _synthetic(pipeline: Pipeline, data: RunData) -> list[str]:
+    """Which part a model wrote."""
+    mode = _setting(data, "generate", "generate.mode")
+    if mode == _UNKNOWN:
+        return []
+    own = "the prompts too" if pipeline.prompts.synthetic else "the prompts are those of the source"
+    part = {
+        "synthetic_qa": "questions and answers, both",
+        "evolve": "the answers, and the prompts that are variants of those of the source",
+    }
+    return [f"- Written by a model: {part.get(str(mode), f'the answers and rationales; {own}')}"]
 
 
 def _judge(data: RunData) -> list[str]:

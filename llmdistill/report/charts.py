@@ -45,7 +45,7 @@ class Chart:
 
 def draw_all(data: RunData, min_score: float | None) -> list[Chart]:
     """The charts that there is data for."""
-    charts = [_scores(data, min_score), _lengths(data), _map(data), _loss(data)]
+    charts = [_pass_rates(data), _scores(data, min_score), _lengths(data), _map(data), _loss(data)]
     return [chart for chart in charts if chart]
 
 
@@ -65,6 +65,23 @@ def _scores(data: RunData, min_score: float | None) -> Chart | None:
 
     caption = f"{len(data.scores_kept):,} judged records kept, {len(data.scores_rejected):,} rejected."
     return Chart("Judge scores", _figure(draw, "Judge scores"), caption)
+
+
+def _pass_rates(data: RunData) -> Chart | None:
+    if not len(data.pass_rates):
+        return None
+    edges = np.linspace(0, 1, 11)
+    counts = np.histogram(data.pass_rates, edges)[0]
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(counts, edges, fill=True, color=_GOOD, label="answers")
+        axes.set(xlabel="share of right answers to the prompt (no unit)", ylabel="records")
+
+    hard, easy = ((data.pass_rates == end).mean() for end in (0.0, 1.0))
+    caption = (
+        f"{len(data.pass_rates):,} answers; {hard:.0%} to prompts never solved, {easy:.0%} to prompts always solved."
+    )
+    return Chart("Pass rates", _figure(draw, "Pass rates"), caption)
 
 
 def _lengths(data: RunData) -> Chart | None:

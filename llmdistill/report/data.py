@@ -22,6 +22,7 @@ import pyarrow.dataset as ds
 
 from llmdistill.errors import DamagedError
 from llmdistill.record import Record, from_row
+from llmdistill.report.judging import CalibrationView, read_calibration
 from llmdistill.report.words import number
 from llmdistill.run.manifest import Manifest, Usage, read_manifest
 from llmdistill.run.stage import REJECTS, part_paths
@@ -31,6 +32,8 @@ EXAMPLES_PER_REASON = 3
 MAX_REASONS = 40
 MAX_POINTS = 2_000
 _MAP = "map.parquet"
+_PASS_RATE = r'"pass_rate": (?P<rate>\d+(?:\.\d+)?)'
+"""As `Record.with_meta` writes it; inside another text its quotation marks are escaped."""
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -57,6 +60,31 @@ class Example:
     reply: str
 
 
+@dataclass(frozen=True)
+class JudgeRow:
+    """What one judge said of all records, by one criterion if its rubric has several.
+
+    Attributes:
+        mean: mean score of the verdicts that could be read, None when there is none.
+        failed: verdicts that could not be read, or that never came.
+        flipped: comparisons whose winner changed with the order, which count as ties.
+        outcomes: how many verdicts had which outcome.
+    """
+
+    judge: str
+    criterion: str
+    verdicts: int
+    mean: float | None
+    failed: int
+    flipped: int
+    outcomes: dict[str, int]
+
+    @property
+    def is_verifier(self) -> bool:
+        """Whether it is a verifier, which gives no score."""
+        return self.judge.startswith("verify:")
+
+
 def _nothing() -> Floats:
     return np.empty(0)
 
@@ -67,6 +95,8 @@ class RunData:
 
     `scores_*`: [records] score of a record's last verdict. `tokens_*`: [records] tokens of the teacher's reply.
     `places_*`: [points, 2] of the map, at most `MAX_POINTS` together out of `num_places`.
+    `pass_rates`: [records] share of right answers to a record's prompt. `answerers`: models of the teacher's answers.
+    `num_equal_held_out`: rows rejected because they equal a prompt of the held-out file; the first of them in words.
     """
 
     manifests: dict[str, Manifest]
@@ -77,6 +107,12 @@ class RunData:
     places_chosen: Floats = field(default_factory=_nothing)
     places_other: Floats = field(default_factory=_nothing)
     num_places: int = 0
+    pass_rates: Floats = field(default_factory=_nothing)
+    judges: list[JudgeRow] = field(default_factory=list)
+    calibration: CalibrationView | None = None
+    answerers: list[str] = field(default_factory=list)
+    num_equal_held_out: int = 0
+    first_equal_held_out: str = ""
     samples: list[Sample] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
 
@@ -119,7 +155,9 @@ def read_run(run_dir: Path, num_samples: int) -> RunData:
     """
     manifests = {name: manifest for name in STAGES if (manifest := read_manifest(run_dir / name))}
     chosen, other, num_places = _places(run_dir / "curate" / _MAP)
+    num_equal, first_equal = _equal_held_out(_rejects(run_dir, "prompts"), manifests.get("prompts"))
     generated = [*part_paths(run_dir / "generate"), *_rejects(run_dir, "generate")]
+    judged = [*part_paths(run_dir / "filter"), *_rejects(run_dir, "filter")]
     return RunData(
         manifests,
         scores_kept=_scores(part_paths(run_dir / "filter")),
@@ -129,6 +167,12 @@ def read_run(run_dir: Path, num_samples: int) -> RunData:
         places_chosen=chosen,
         places_other=other,
         num_places=num_places,
+        pass_rates=_pass_rates(generated),
+        judges=_judges(judged),
+        calibration=read_calibration(run_dir),
+        answerers=answerers(run_dir),
+        num_equal_held_out=num_equal,
+        first_equal_held_out=first_equal,
         samples=_samples(part_paths(run_dir / "evaluate"), num_samples),
         examples=[example for name in STAGES for example in _examples(run_dir, name)],
     )
@@ -171,6 +215,65 @@ def _reply_tokens(paths: Sequence[Path]) -> Floats:
         column = {"tokens": ds.field("teacher", "completion_tokens")}
         tokens = _as_floats(dataset.to_table(columns=column).column("tokens"))
     return tokens[np.isfinite(tokens)]
+
+
+def _pass_rates(paths: Sequence[Path]) -> Floats:
+    """Each record's pass rate, where its `meta` has one; found without reading the JSON row by row."""
+    with _reading(paths) as dataset:
+        if dataset is None:
+            return _nothing()
+        meta = dataset.to_table(columns=["meta"]).column("meta")
+        found = pc.struct_field(pc.extract_regex(meta, _PASS_RATE), "rate").drop_null()
+    return _as_floats(found)
+
+
+def answerers(run_dir: Path) -> list[str]:
+    """Models whose answers passed `generate`."""
+    with _reading(part_paths(run_dir / "generate")) as dataset:
+        if dataset is None:
+            return []
+        models = dataset.to_table(columns={"model": ds.field("teacher", "model")}).column("model")
+    return sorted(pc.unique(models).drop_null().to_pylist())
+
+
+def _equal_held_out(paths: Sequence[Path], manifest: Manifest | None) -> tuple[int, str]:
+    """How many rows were rejected because they equal a prompt of the held-out file, and the first of them."""
+    name = manifest.settings.get("prompts.held_out_path") if manifest else None
+    with _reading(paths if name else []) as dataset:
+        if dataset is None:
+            return 0, ""
+        reject = {key: ds.field("reject", key) for key in ("reason", "detail", "where")}
+        wanted = (ds.field("reject", "reason") == "duplicate_prompt") & pc.starts_with(
+            ds.field("reject", "detail"), f"same as {name}:"
+        )
+        found = dataset.to_table(columns=reject, filter=wanted)
+        first = found.slice(0, 1).to_pylist()
+    return found.num_rows, f"{first[0]['where']} is {first[0]['detail']}" if first else ""
+
+
+def _judges(paths: Sequence[Path]) -> list[JudgeRow]:
+    """What each judge said, by criterion, in the order of their names."""
+    with _reading(paths) as dataset:
+        if dataset is None:
+            return []
+        verdicts = dataset.to_table(columns=["verdicts"]).column("verdicts").combine_chunks().flatten()
+    columns = {name: pc.struct_field(verdicts, name) for name in ("judge", "criterion", "outcome")}
+    scores = pc.struct_field(verdicts, "score")
+    table = pa.table({name: pc.fill_null(column, "") for name, column in columns.items()} | {"score": scores})
+    wanted = [("score", "sum"), ("score", "count"), ("outcome", "count")]
+    counted = table.group_by(["judge", "criterion", "outcome"], use_threads=False).aggregate(wanted).to_pylist()
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(counted, key=lambda row: (row["judge"], row["criterion"], row["outcome"])):
+        groups.setdefault((row["judge"], row["criterion"]), []).append(row)
+    return [_judge_row(*key, rows) for key, rows in groups.items()]
+
+
+def _judge_row(judge: str, criterion: str, rows: list[dict[str, Any]]) -> JudgeRow:
+    """From the counts of each outcome."""
+    outcomes = {row["outcome"]: row["outcome_count"] for row in rows}
+    scored, total = sum(row["score_count"] for row in rows), sum(outcomes.values())
+    mean = number(sum(row["score_sum"] or 0.0 for row in rows) / scored) if scored else None
+    return JudgeRow(judge, criterion, total, mean, total - scored, outcomes.get("flipped", 0), outcomes)
 
 
 def _as_floats(column: Any) -> Floats:

@@ -17,7 +17,8 @@ from llmdistill.config import Pipeline
 from llmdistill.report import words
 from llmdistill.report.charts import draw_all
 from llmdistill.report.compare import ROLES, conclude, groups
-from llmdistill.report.data import Example, RunData, Sample, usages
+from llmdistill.report.data import Example, JudgeRow, RunData, Sample, usages
+from llmdistill.report.traps import run_warnings
 from llmdistill.run.digest import flatten
 from llmdistill.run.manifest import Counts, Manifest, Usage
 
@@ -70,8 +71,13 @@ def render(pipeline: Pipeline, data: RunData) -> str:
     return environment.from_string(source).render(
         **_head(pipeline, data),
         **_comparison(data),
+        warnings=run_warnings(pipeline, data),
         funnel=_funnel(data.manifests),
         charts=[(chart.title, Markup(chart.svg), chart.caption) for chart in charts],
+        rounds=_rounds(data.manifests.get("generate")),
+        judges=[_judge(row) for row in data.judges if not row.is_verifier],
+        verifiers=[_verifier(row) for row in data.judges if row.is_verifier],
+        calibration=data.calibration,
         judged=len(data.scores_kept) + len(data.scores_rejected) > 0,
         samples=[(_excerpt(s.prompt), _excerpt(s.reference or ""), _replies(s)) for s in data.samples],
         examples=_examples(data.examples),
@@ -132,6 +138,32 @@ def _funnel_stage(name: str, manifest: Manifest, widest: int) -> FunnelStage:
     held_out = manifest.metrics.get("held_out")
     note = f"{held_out:,} of the kept prompts are held out for evaluation." if isinstance(held_out, int) else ""
     return FunnelStage(name, counts, _bars(ends.items(), widest), _bars(reasons, widest), note)
+
+
+def _rounds(manifest: Manifest | None) -> list[list[str]]:
+    """Who was asked in `generate`, one after the other; empty when the manifest does not say."""
+    rounds = manifest.metrics.get("rounds") if manifest else None
+    named = [{"role": name, **value} for name, value in rounds.items()] if isinstance(rounds, dict) else rounds or []
+    return [_round(entry) for entry in named if isinstance(entry, dict)]
+
+
+def _round(entry: Mapping[str, Any]) -> list[str]:
+    who = " ".join(str(entry[key]) for key in ("role", "model") if entry.get(key))
+    counts = [f"{entry[key]:,}" if isinstance(entry.get(key), int) else words.MISSING for key in ("asked", "usable")]
+    reasons = entry.get("reasons")
+    listed = ", ".join(f"{reason} {num}" for reason, num in reasons.items()) if isinstance(reasons, dict) else ""
+    return [f"{who}, told the answer" if entry.get("hinted") else who, *counts, listed]
+
+
+def _judge(row: JudgeRow) -> list[str]:
+    mean = words.MISSING if row.mean is None else f"{row.mean:.2f}"
+    failed, flipped = (f"{num:,} ({words.percent(num / row.verdicts)})" for num in (row.failed, row.flipped))
+    return [row.judge, row.criterion, f"{row.verdicts:,}", mean, failed, flipped]
+
+
+def _verifier(row: JudgeRow) -> str:
+    counts = ", ".join(f"{outcome} {num:,}" for outcome, num in row.outcomes.items())
+    return f"{row.judge}: {counts}."
 
 
 def _bars(values: Iterable[tuple[str, int]], widest: int) -> list[Bar]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from llmdistill.config import Pipeline
 from llmdistill.report.cards import DATASET_CARD, MODEL_CARD, dataset_card, model_card, terms_digest
-from llmdistill.report.data import STAGES, read_run
+from llmdistill.report.data import STAGES, answerers, read_run
+from llmdistill.report.judging import FILE as CALIBRATION
 from llmdistill.report.page import render
 from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.files import sha256_of, write_text
@@ -26,13 +27,15 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         StageError: a stage that the page shows is not finished.
         DamagedError: a file of the run directory cannot be read.
     """
+    calibration = pipeline.run_path / CALIBRATION
     parts: Parts = {
         **flatten(pipeline.report.digest_view(), "report."),
         **inputs_of(pipeline.run_path, *STAGES),
         # The page shows times, versions and every setting, also those that change no stage's result.
         **{f"shown.{name}": sha256_of(pipeline.run_path / name / FILE_NAME) for name in STAGES},
+        "shown.calibration": sha256_of(calibration) if calibration.exists() else None,
         "shown.config": digest_of(pipeline.model_dump(mode="json")),
-        "shown.terms": digest_of(terms_digest(pipeline)),
+        "shown.terms": digest_of(terms_digest(pipeline, answerers(pipeline.run_path))),
     }
     stage = begin(pipeline.run_path, "report", parts, fresh=fresh)
     if isinstance(stage, Manifest):

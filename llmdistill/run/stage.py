@@ -17,10 +17,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmdistill.errors import ChangedError, DamagedError, StageError
@@ -30,6 +32,7 @@ from llmdistill.run.failpoint import failpoint
 from llmdistill.run.files import make_dir, read_json, read_table, sha256_of, write_json, write_table, writing
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import FILE_NAME, Counts, Manifest, Usage, package_versions, read_manifest
+from llmdistill.run.tables import appending, in_threads, read_columns
 
 REJECTS = "rejects.parquet"
 _BEGUN = "begun.json"
@@ -46,6 +49,18 @@ class Outcome:
     kept: list[Record] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
     """What was dropped; those with the reason `FAILED` could not be worked on and may be tried again."""
+
+
+ReadTable = Callable[[], pa.Table]
+"""Reads the rows of one shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What became of the rows of one shard, as tables: `SCHEMA` and `REJECT_SCHEMA`."""
+
+    kept: pa.Table
+    rejected: pa.Table
 
 
 class Stage:
@@ -70,19 +85,44 @@ class Stage:
             part = part_path(self.dir, index)
             if not part.exists() or not self._rejects_known(index):
                 outcome = work(records)
-                self._check_shard(index, records, outcome)
-                write_table(self._rejects_path(index), rejects_to_table(outcome.rejected))
+                split = Split(to_table(outcome.kept), rejects_to_table(outcome.rejected))
+                self._check_shard(index, pa.array([record.id for record in records], pa.string()), split)
+                write_table(self._rejects_path(index), split.rejected)
                 failpoint("stage.between_files")
-                write_table(part, to_table(outcome.kept))
+                write_table(part, split.kept)
             failpoint("stage.after_shard")
         return self._merge_rejects(num_shards, num_input)
 
-    def _check_shard(self, index: int, records: list[Record], outcome: Outcome) -> None:
-        came_in = Counter(record.id for record in records)
-        went_out = Counter(record.id for record in outcome.kept) + Counter(r.record.id for r in outcome.rejected)
-        if came_in != went_out:
-            missing, extra = list(came_in - went_out)[:3], list(went_out - came_in)[:3]
-            raise StageError(f"shard {index} of {self.name} lost {missing} and gained {extra}", where=self.dir)
+    def run_tables(self, shards: Iterable[ReadTable], work: Callable[[int, pa.Table], Split]) -> Counts:
+        """Apply `work`, which is so cheap that after a kill all of it is done again, to the number and rows of shards.
+
+        Some shards are worked on at once, in threads; what comes out does not depend on that.
+        """
+
+        def do(index: int, read: ReadTable) -> tuple[int, int, pa.Table]:
+            table = read()
+            split = work(index, table)
+            self._check_shard(index, table.column("id"), split)
+            write_table(part_path(self.dir, index), split.kept)
+            return table.num_rows, split.kept.num_rows, split.rejected
+
+        num_input = num_kept = 0
+        reasons: Counter[str] = Counter()
+        with appending(self.dir / REJECTS, REJECT_SCHEMA) as append:
+            for came_in, kept, rejected in in_threads(do, enumerate(shards)):
+                failpoint("stage.between_files")
+                append(rejected)
+                num_input, num_kept, reasons = num_input + came_in, num_kept + kept, reasons + _reasons(rejected)
+                failpoint("stage.after_shard")
+        return _counts(num_input, num_kept, reasons)
+
+    def _check_shard(self, index: int, ids: pa.Array | pa.ChunkedArray, split: Split) -> None:
+        came_out = pa.chunked_array([*split.kept.column("id").chunks, *split.rejected.column("id").chunks], pa.string())
+        if _sorted(ids).equals(_sorted(came_out)):
+            return
+        came_in, went_out = Counter(ids.to_pylist()), Counter(came_out.to_pylist())
+        missing, extra = list(came_in - went_out)[:3], list(went_out - came_in)[:3]
+        raise StageError(f"shard {index} of {self.name} lost {missing} and gained {extra}", where=self.dir)
 
     def _rejects_known(self, index: int) -> bool:
         return (self.dir / REJECTS).exists() or self._rejects_path(index).exists()
@@ -93,12 +133,12 @@ class Stage:
     def _merge_rejects(self, num_shards: int, num_input: int) -> Counts:
         path = self.dir / REJECTS
         if not path.exists():
-            tables = [read_table(self._rejects_path(index)) for index in range(num_shards)]
-            write_table(path, pa.concat_tables(tables) if tables else REJECT_SCHEMA.empty_table())
-        reasons = Counter(row["reason"] for row in read_table(path).column("reject").to_pylist())
+            with appending(path, REJECT_SCHEMA) as append:
+                for index in range(num_shards):
+                    append(read_table(self._rejects_path(index)))
         kept = sum(pq.read_metadata(part).num_rows for part in part_paths(self.dir))
-        failed = reasons[FAILED]
-        return Counts(num_input, kept, sum(reasons.values()) - failed, failed, dict(sorted(reasons.items())))
+        reasons = sum(map(_reasons, read_columns(path, ["reject"])), Counter[str]())
+        return _counts(num_input, kept, reasons)
 
     def write_rejects(self, rejects: list[Reject]) -> dict[str, int]:
         """Write the reject file of a stage that works on everything at once; gives counts by reason."""
@@ -198,6 +238,23 @@ def _move_aside(stage_dir: Path) -> None:
         moving.rename(previous)
 
 
+def _sorted(ids: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    whole = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([ids])
+    return whole.take(pc.sort_indices(whole))
+
+
+def _reasons(rejects: pa.Table) -> Counter[str]:
+    """How many rejects have which reason."""
+    reasons = pc.struct_field(rejects.column("reject"), "reason")
+    return Counter({row["values"]: row["counts"] for row in pc.value_counts(reasons).to_pylist()})
+
+
+def _counts(num_input: int, kept: int, reasons: Counter[str]) -> Counts:
+    failed = reasons[FAILED]
+    found = {reason: number for reason, number in sorted(reasons.items()) if number}
+    return Counts(num_input, kept, sum(reasons.values()) - failed, failed, found)
+
+
 def part_path(stage_dir: Path, index: int) -> Path:
     """Path of a stage's shard number `index`."""
     return stage_dir / f"part-{index:05d}.parquet"
@@ -224,7 +281,20 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         DamagedError: the file is not what the stage wrote.
     """
-    manifest = read_manifest(path.parent)
+    return _records(_read_result(path, read_manifest(path.parent)))
+
+
+def _records(table: pa.Table) -> list[Record]:
+    return [from_row(row) for row in table.to_pylist()]
+
+
+def _read_result(path: Path, manifest: Manifest | None) -> pa.Table:
+    check_result(path, manifest)
+    return read_table(path)
+
+
+def check_result(path: Path, manifest: Manifest | None) -> None:
+    """Raise `DamagedError` when a file of a finished stage is not what the stage wrote."""
     wrong = None
     if not path.exists():
         wrong = "this result is missing"
@@ -232,7 +302,6 @@ def read_records(path: Path) -> list[Record]:
         wrong = f"this is not what {path.parent.name} wrote"
     if wrong:
         raise _damaged(path, wrong)
-    return [from_row(row) for row in read_table(path).to_pylist()]
 
 
 def _damaged(path: Path, what: str) -> DamagedError:
@@ -246,12 +315,18 @@ def _command_of(name: str) -> str:
 
 def read_shards(run_dir: Path, name: str) -> Iterator[list[Record]]:
     """Records of a finished stage, one list per shard; a missing one is a `DamagedError`."""
+    for read in table_readers(run_dir, name):
+        yield _records(read())
+
+
+def table_readers(run_dir: Path, name: str) -> Iterator[ReadTable]:
+    """For each shard of a finished stage, what reads it; one that is missing or changed is a `DamagedError` then."""
     manifest = read_manifest(run_dir / name)
     paths = part_paths(run_dir / name)
     if manifest:
         paths = [run_dir / name / file for file in sorted(manifest.outputs) if file.startswith("part-")]
     for path in paths:
-        yield read_records(path)
+        yield partial(_read_result, path, manifest)
 
 
 def num_records(run_dir: Path, name: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmdistill.engines.models import render_prompt
+from llmdistill.engines.models import render, render_prompt
 from llmdistill.record import Record
 from llmdistill.templates import TeacherTemplate
 
@@ -57,7 +57,7 @@ def encode(
     """
     prompt = render_prompt(tokenizer, record.prompt)
     messages = [*record.prompt, *record.completion]
-    whole = list(tokenizer.apply_chat_template(messages, return_dict=False))
+    whole = render(tokenizer, messages, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         return Unusable("template_mismatch", "the template renders the prompt otherwise when an answer follows")
     target = _until_end(whole[len(prompt) :], end_tokens)

@@ -4,25 +4,32 @@
 
 Bad answers: `shuffled` (another task's gold answer), `truncated` (the first 30 % of the gold answer's words) and
 `corrupted` (half of its words replaced by words of other tasks' answers). One that equals the gold answer is left
-out and counted. Forms: `probabilities` (expected score over the rubric's score tokens), `reference` (the same,
-with the gold answer shown to the judge), `written` (the judge writes its verdict), and, for
-comparison, `likelihood` (mean log-probability of the answer's tokens under the same model, no rubric;
-GPTScore, arXiv 2302.04166), `length` (characters) and `overlap` (share of the answer's words that the task has),
-of which the last two need no model.
+out and counted. Forms, all read as `filter` reads them and asked once more where they cannot be read:
+
+- `probabilities`: expected score over the rubric's score tokens; `criteria`: the same for each of three criteria;
+  `reference`: the same with the gold answer shown to the judge;
+- `written`: the judge goes on after the rubric's prefill; what it says in 24 tokens is read;
+- `reasoned`: it explains first and ends with its score, in at most 256 tokens;
+- `pairwise`: gold against bad answer in both orders, by the probabilities of A and B; orders that disagree are a tie;
+- for comparison `likelihood` (mean log-probability of the answer's tokens under the same model, no rubric; GPTScore,
+  arXiv 2302.04166) and, without a model, `length` (characters) and `overlap` (share of the answer's words that the
+  task has too).
 
 Prints one Markdown row for each form and kind: AUC over all tasks' answers, and how often the gold answer has the
-higher score of the two of one task (a tie counts half). Intervals are 95 % percentile bootstrap over tasks.
-Failed judgements are left out of both and counted. An interrupted run goes on where it stopped.
+higher score of the two of one task (a tie counts half), which is all there is for pairs. Intervals are 95 %
+percentile bootstrap over tasks. Failed judgements are left out of both. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +38,21 @@ import numpy as np
 from llmdistill.config import Budget, Judge, Model
 from llmdistill.engines.base import Completion, Request, Sampling
 from llmdistill.engines.resume import LazyEngine, complete_all, find, model_parts
-from llmdistill.filter.judge import expected_score, judge_request, texts_shown
-from llmdistill.filter.verdicts import parse_verdict
+from llmdistill.filter.judge import Judgement, Manner, Pointwise, Question, Said
+from llmdistill.filter.pairwise import Comparison, Pairwise
+from llmdistill.filter.panel import Form
 from llmdistill.record import Record
 from llmdistill.run.digest import digest_of
 from llmdistill.run.journal import Journal
-from llmdistill.templates import Rubric, load_template
+from llmdistill.templates import AnyTemplate, Rubric, load_template
+from tests.tiny import PROMPTS
 
-TASKS = Path("data/self-instruct/prompts.jsonl")
-RUBRIC = "prompts/en/judge.yaml"
 KINDS = ("shuffled", "truncated", "corrupted")
 KEPT_WORDS, REPLACED_WORDS = 0.3, 0.5
 DRAWS = 2000
 SEED = 0
-MAX_ANSWER_CHARS = Judge().max_answer_tokens * 4
-WRITTEN = Sampling(max_new_tokens=24, temperature=0.0)
+SHIPPED = Manner.of(Judge())
+FIRST_WORDS = Sampling(max_new_tokens=24, temperature=0.0)
 
 _WORD = re.compile(r"\S+")
 
@@ -63,8 +70,8 @@ class Task:
         return Record(self.id, [{"role": "user", "content": self.prompt}], answer=answer, reference=self.gold)
 
 
-def load_tasks(path: Path = TASKS) -> list[Task]:
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+def load_tasks() -> list[Task]:
+    rows = [json.loads(line) for line in PROMPTS.read_text("utf-8").splitlines()]
     return [Task(row["id"], row["prompt"], row["reference"]) for row in rows]
 
 
@@ -118,7 +125,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return "-" if math.isnan(self.value) else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def draws_of(num_tasks: int, num_draws: int = DRAWS, seed: int = SEED) -> np.ndarray:
@@ -151,25 +158,19 @@ def estimate(
     measure: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], gold: np.ndarray, bad: np.ndarray
 ) -> Estimate:
     """A measure on the tasks as they are, and its interval over resampled tasks."""
-    with np.errstate(invalid="ignore"):
+    if not (~np.isnan(gold) & ~np.isnan(bad)).any():
+        return Estimate(math.nan, math.nan, math.nan)
+    with np.errstate(invalid="ignore"):  # a draw may hold no task that was judged
         value = measure(gold, bad, np.ones((1, len(gold))))[0]
         low, high = np.nanquantile(measure(gold, bad, draws_of(len(gold))), [0.025, 0.975])
     return Estimate(float(value), float(low), float(high))
 
 
-@dataclass(frozen=True)
-class Form:
-    """A way to ask a model about an answer, and to read a score from what it says; None is a failed judgement."""
+class _FirstWords(Pointwise):
+    """Reads a reply that was cut off as if it had ended: a small judge goes on and on."""
 
-    request: Callable[[Record], Request]
-    score: Callable[[Completion, Record], float | None]
-
-
-def _pointwise(rubric: Rubric) -> Form:
-    return Form(
-        lambda record: judge_request(record, rubric, MAX_ANSWER_CHARS),
-        lambda completion, _: expected_score(completion, rubric),
-    )
+    def read(self, completion: Completion, question: Question) -> Said:
+        return super().read(dataclasses.replace(completion, finish_reason="stop"), question)
 
 
 def with_reference(rubric: Rubric) -> Rubric:
@@ -178,28 +179,50 @@ def with_reference(rubric: Rubric) -> Rubric:
     return rubric.model_copy(update={"user": rubric.user.replace("Response:\n", shown, 1)})
 
 
-def _written(rubric: Rubric) -> Form:
-    def request(record: Record) -> Request:
-        asked = judge_request(record, rubric, MAX_ANSWER_CHARS)
-        return Request(asked.id, asked.messages, sampling=WRITTEN)
+class _Likelihood:
+    """The model's mean log-probability of the answer's tokens, its end token included."""
 
-    def score(completion: Completion, record: Record) -> float | None:
-        scores = rubric.scores.values()
-        return parse_verdict(completion.text, min(scores), max(scores), shown=texts_shown(record)).score
+    again = ""
 
-    return Form(request, score)
+    def questions(self, records: Sequence[Record]) -> Iterator[Question]:
+        for record in records:
+            yield self._question(record)
 
-
-def _likelihood() -> Form:
-    def request(record: Record) -> Request:
+    def _question(self, record: Record) -> Question:
         key = f"{record.id}-{digest_of({'answer': record.answer})[:16]}"
-        return Request(key, record.prompt, given=(record.answer or "")[:MAX_ANSWER_CHARS])
+        return Question(Request(key, record.prompt, given=(record.answer or "")[: SHIPPED.max_answer_chars]), ())
 
-    def score(completion: Completion, _: Record) -> float | None:
+    def read(self, completion: Completion, question: Question) -> Said:
         logprobs = completion.token_logprobs
-        return sum(logprobs) / len(logprobs) if logprobs else None
+        return Said(sum(logprobs) / len(logprobs), "parsed") if logprobs else Said(None, completion.finish_reason)
 
-    return Form(request, score)
+    def judgements(self, records: Sequence[Record], answer: Callable[[Question], Said]) -> list[Judgement]:
+        said = [answer(self._question(record)) for record in records]
+        return [Judgement([], word.value, word.outcome) for word in said]
+
+
+def form_of(name: str) -> Form:
+    """A form by its name."""
+
+    def pointwise(rubric: Rubric, manner: Manner = SHIPPED, kind: type[Pointwise] = Pointwise) -> Form:
+        return kind(rubric, "", "judge", manner)
+
+    if name == "likelihood":
+        return _Likelihood()
+    if name == "pairwise":
+        return Pairwise(_load("judge-pairwise", Comparison), "", "judge", SHIPPED, "reference")
+    if name == "criteria":
+        return pointwise(_load("judge-criteria", Rubric))
+    if name == "reasoned":
+        return pointwise(_load("judge-written", Rubric), Manner.of(Judge(scoring="written")))
+    rubric = _load("judge", Rubric)
+    if name == "written":
+        return pointwise(rubric, dataclasses.replace(SHIPPED, sampling=FIRST_WORDS), _FirstWords)
+    return pointwise(with_reference(rubric) if name == "reference" else rubric)
+
+
+def _load(name: str, kind: type[AnyTemplate]) -> AnyTemplate:
+    return load_template(f"prompts/en/{name}.yaml", kind)[0]
 
 
 def length(record: Record) -> float:
@@ -216,78 +239,84 @@ def overlap(record: Record) -> float:
 BASELINES: dict[str, Callable[[Record], float]] = {"length": length, "overlap": overlap}
 
 
-def forms_of(rubric: Rubric) -> dict[str, Form]:
-    """The forms that ask a model."""
-    return {
-        "probabilities": _pointwise(rubric),
-        "reference": _pointwise(with_reference(rubric)),
-        "written": _written(rubric),
-        "likelihood": _likelihood(),
-    }
+FORMS = ("probabilities", "written", "pairwise", "reasoned", "reference", "criteria", "likelihood")
 
 
-def completions_of(requests: list[Request], name: str, settings: Model, state: Path) -> dict[str, Completion]:
-    """Completions by id, each journalled as it comes. The journal is the model's and the rubric's own."""
+def completions_of(requests: Sequence[Request], name: str, settings: Model, state: Path) -> dict[str, Completion]:
+    """Completions by id, each journalled as it comes. The journal is the model's own."""
     source = find(settings)
-    _, rubric_hash = load_template(RUBRIC, Rubric)
-    parts = model_parts("judge", settings, source) | {"rubric": rubric_hash}
     engine = LazyEngine(settings, source, state, state, Budget())
-    with Journal(state / f"{name}-{digest_of(parts)[:12]}.jsonl") as journal:
+    unique = {request.id: request for request in requests}
+    with Journal(state / f"{name}-{digest_of(model_parts('judge', settings, source))[:12]}.jsonl") as journal:
         try:
-            return complete_all(requests, journal, engine, name)
+            return complete_all(list(unique.values()), journal, engine, name)
         finally:
             engine.close()
 
 
-def scores_by(form: Form, name: str, records: list[Record], settings: Model, state: Path) -> list[float]:
-    """The score of each record; nan is a failed judgement."""
-    requests = {id(record): form.request(record) for record in records}
-    unique = {request.id: request for request in requests.values()}
-    completions = completions_of(list(unique.values()), name, settings, state)
-    scores = [form.score(completions[requests[id(record)].id], record) for record in records]
-    return [math.nan if score is None else score for score in scores]
+def judge(form: Form, name: str, records: Sequence[Record], settings: Model, state: Path) -> list[Judgement]:
+    """A form's word on each record; what cannot be read is asked once more."""
+    questions = {question.request.id: question for question in form.questions(records)}
+    given = completions_of([question.request for question in questions.values()], name, settings, state)
+    said = {id_: form.read(given[id_], question) for id_, question in questions.items()}
+    again = {id_: questions[id_].again(form.again).request for id_, word in said.items() if word.unreadable}
+    if again and form.again:
+        given = completions_of(list(again.values()), f"{name}-again", settings, state)
+        said |= {id_: form.read(given[request.id], questions[id_]) for id_, request in again.items()}
+    return form.judgements(records, lambda question: said[question.request.id])
 
 
 HEADER = (
-    "| form | bad answers | tasks | mean score gold / bad | AUC (95 %) | gold above bad (95 %) | failed |\n"
+    "| form | bad answers | tasks | mean score gold / bad | AUC (95 %) | gold above bad (95 %) | judgements |\n"
     "|---|---|---|---|---|---|---|"
 )
 
 
-def table_row(name: str, kind: str, gold: np.ndarray, bad: np.ndarray) -> str:
-    """One row, over the tasks that have a bad answer of this kind. `gold` and `bad` hold nan where judging failed."""
-    failed = np.isnan([gold, bad]).mean()
-    means = " / ".join("-" if np.isnan(part).all() else f"{np.nanmean(part):.2f}" for part in (gold, bad))
-    cells = [name, kind, f"{len(gold)}", means, estimate(auc, gold, bad), estimate(paired, gold, bad), f"{failed:.1%}"]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+def table_row(name: str, kind: str, gold: Sequence[Said], bad: Sequence[Said]) -> str:
+    """One row, over the tasks that have a bad answer of this kind."""
+    scores = [np.array([math.nan if word.value is None else word.value for word in side]) for side in (gold, bad)]
+    means = " / ".join("-" if np.isnan(part).all() else f"{np.nanmean(part):.2f}" for part in scores)
+    pairs = name == "pairwise"
+    outcomes = Counter(word.outcome for word in [*([] if pairs else gold), *bad])
+    shares = ", ".join(f"{outcome} {number / outcomes.total():.1%}" for outcome, number in outcomes.most_common())
+    of_all = "-" if pairs else estimate(auc, *scores)
+    return f"| {name} | {kind} | {len(bad)} | {means} | {of_all} | {estimate(paired, *scores)} | {shares} |"
 
 
 def measure(name: str, tasks: list[Task], bad: dict[str, list[str | None]], options: argparse.Namespace) -> list[str]:
     """The rows of one form."""
-    settings = Model(model=options.model, dtype=options.dtype, batch_size=options.batch_size)
-    records, places = [], []
-    for kind, answers in {"gold": [task.gold for task in tasks], **bad}.items():
-        for index, (task, answer) in enumerate(zip(tasks, answers, strict=True)):
-            if answer is not None:
-                records.append(task.answered(answer))
-                places.append((kind, index))
-    if name in BASELINES:
-        scores = [BASELINES[name](record) for record in records]
-    else:
-        rubric, _ = load_template(RUBRIC, Rubric)
-        scores = scores_by(forms_of(rubric)[name], name, records, settings, options.state)
-    by_place = dict(zip(places, scores, strict=True))
+    answers = {"gold": [task.gold for task in tasks], **bad}
+    records = {
+        (kind, index): task.answered(answer)
+        for kind, given in answers.items()
+        for index, (task, answer) in enumerate(zip(tasks, given, strict=True))
+        if answer is not None
+    }
+    said = dict(zip(records, _said(name, list(records.values()), options), strict=True))
     rows = []
     for kind in bad:
-        have = [index for index in range(len(tasks)) if (kind, index) in by_place]
-        gold_scores, bad_scores = (np.array([by_place[part, index] for index in have]) for part in ("gold", kind))
-        rows.append(table_row(name, kind, gold_scores, bad_scores))
+        have = [index for index in range(len(tasks)) if (kind, index) in said]
+        rows.append(table_row(name, kind, *([said[side, index] for index in have] for side in ("gold", kind))))
     return rows
+
+
+def _said(name: str, records: list[Record], options: argparse.Namespace) -> list[Said]:
+    if name in BASELINES:
+        return [Said(BASELINES[name](record), "parsed") for record in records]
+    settings = Model(model=options.model, dtype=options.dtype, batch_size=options.batch_size)
+    judgements = judge(form_of(name), name, records, settings, options.state)
+    return [Said(each.score, _outcome(each)) for each in judgements]
+
+
+def _outcome(judgement: Judgement) -> str:
+    """That of a comparison says whether the orders agreed."""
+    flipped = any(verdict.outcome == "flipped" for verdict in judgement.verdicts)
+    return "flipped" if flipped else judgement.outcome
 
 
 def main() -> None:
     """Print the table."""
-    names = [*BASELINES, "probabilities", "reference", "written", "likelihood"]
+    names = [*BASELINES, *FORMS]
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", default="float32")
@@ -298,7 +327,7 @@ def main() -> None:
     options = parser.parse_args()
     tasks = load_tasks()
     bad = {kind: answers[: options.limit] for kind, answers in bad_answers(tasks).items()}
-    left_out = ", ".join(f"{sum(answer is None for answer in answers)} {kind}" for kind, answers in bad.items())
+    left_out = ", ".join(f"{answers.count(None)} {kind}" for kind, answers in bad.items())
     print(f"{len(tasks[: options.limit])} tasks; bad answers left out as equal to the gold one: {left_out}\n")
     print(HEADER, flush=True)
     for name in options.forms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from datasets import load_dataset
@@ -11,6 +12,7 @@ from datasets import load_dataset
 from llmdistill.config import Curate
 from llmdistill.curate.stage import run
 from llmdistill.errors import RejectsError, StageError
+from llmdistill.record import Record, record_id
 from llmdistill.run.files import read_table
 from llmdistill.run.stage import read_records, read_shards
 from tests.runs import answered, finish_stage, pipeline
@@ -99,3 +101,33 @@ def test_output_and_rejects_are_read_by_datasets(tmp_path):
     for name, rows in (("part-00000.parquet", 20), ("rejects.parquet", 70)):
         read = load_dataset("parquet", data_files=str(folder / name), split="train", cache_dir=str(tmp_path / "cache"))
         assert read.num_rows == rows
+
+
+def samples(text: str, *scores: float) -> list[Record]:
+    """Several answers to one prompt."""
+    first = answered(text)
+    return [
+        replace(answered(text, f"Answer {number}.", score), id=record_id(first.prompt, number))
+        for number, score in enumerate(scores)
+    ]
+
+
+def test_several_answers_to_one_prompt_are_no_copies_of_each_other(tmp_path):
+    records = samples(TEXTS[0], 1.0, 3.0, 2.0) + samples(TEXTS[1], 2.0, 2.0)
+    manifest, _ = curated(tmp_path, records)
+    assert (manifest.counts.kept, manifest.counts.rejected) == (5, 0)
+
+
+def test_all_answers_to_a_copy_go_and_all_answers_to_the_better_one_stay(tmp_path):
+    better, worse = samples(TEXTS[0], 1.0, 4.0), samples(TEXTS[0].upper() + " !!", 3.0, 2.0, 1.0)
+    manifest, folder = curated(tmp_path, worse + better)
+    assert manifest.counts.reasons == {"near_duplicate": 3}
+    kept = [record for shard in read_shards(tmp_path, "curate") for record in shard]
+    assert {record.id for record in kept} == {record.id for record in better}
+    rows = read_table(folder / "rejects.parquet").to_pylist()
+    assert {row["selection"]["duplicate_of"] for row in rows} == {better[1].id}
+
+
+def test_all_answers_to_a_prompt_that_resembles_a_held_out_one_go(tmp_path):
+    manifest, _ = curated(tmp_path, samples(TEXTS[70], 4.0, 1.0) + samples(TEXTS[1], 1.0))
+    assert manifest.counts.reasons == {"near_held_out": 2}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmdistill.filter.judge import fence_for
 from llmdistill.filter.verdicts import parse_choice, parse_verdict
+from llmdistill.templates import fence_for
 from tests.tiny import REPO
 
 DATA = REPO / "tests" / "data"

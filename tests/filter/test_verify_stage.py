@@ -11,13 +11,13 @@ import pytest
 from llmdistill.config import Api, Filter, Judge, Model, Pipeline, Verify
 from llmdistill.errors import LlmdistillError
 from llmdistill.filter import stage as filter_stage
-from llmdistill.verify import verify
 from llmdistill.record import Record
 from llmdistill.run.manifest import Manifest
 from llmdistill.run.stage import read_shards
+from llmdistill.verify import verify
 from tests.bench.verifier_agreement import Solution, solutions
-from tests.verify.test_agreement import SAMPLE
 from tests.runs import answered, finish_stage, pipeline
+from tests.verify.test_agreement import SAMPLE
 
 CLOSED = Model(model="judge", engine="openai", api=Api(base_url="http://127.0.0.1:9/v1", patience=0))
 

@@ -29,14 +29,14 @@ from llmdistill.config import (
 )
 from llmdistill.engines.base import Completion
 from llmdistill.errors import ConfigError
-from llmdistill.generate.prompts import read_prompts
 from llmdistill.generate.answers import answered
+from llmdistill.generate.prompts import read_prompts
 from llmdistill.generate.stage import run as generate
 from llmdistill.plan import Plan, Step, make_plan
 from llmdistill.plan.estimate import STAGES, _interval, measure, usable
 from llmdistill.plan.steps import money
 from llmdistill.run.lock import locked
-from llmdistill.templates import Rubric, TeacherTemplate, load_template
+from llmdistill.templates import TeacherTemplate, load_template
 from tests.faults.api import fake_teacher
 from tests.runs import pipeline
 from tests.tiny import REPO
@@ -61,6 +61,10 @@ def steps(made: Plan) -> dict[str, Step]:
 
 def has(made: Plan, words: str) -> bool:
     return any(words in note for note in made.notes)
+
+
+def warned(made: Plan, words: str) -> bool:
+    return any(words in warning.text for warning in made.warnings)
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +129,13 @@ class TestTerms:
         judge = Model(model="google/gemma-2-9b-it")
         settings = api_pipeline(tmp_path, filter=Filter(judge=Judge(model=judge)))
         made = make_plan(settings)
-        assert has(made, "terms of teacher teacher-x on training with its answers are unknown: read its terms")
-        assert has(made, "terms of filter.judge.model (Gemma 1 to 3)") and not has(made, "would refuse")
+        assert warned(made, "what the terms of teacher (teacher-x) say on training with its answers is not known")
+        assert has(made, "terms of filter.judge.model (Gemma 1 to 3)") and not warned(made, "would refuse")
         for accepted in (False, True):
             teacher = settings.teacher.model_copy(update={"model": "gpt-5-mini", "accept_terms": accepted})
             made = make_plan(settings.model_copy(update={"teacher": teacher}))
-            assert has(made, "would refuse until they are accepted: teacher.accept_terms: true") != accepted
+            assert warned(made, "would refuse until they are accepted") != accepted
+            assert has(made, "terms of teacher (OpenAI") == accepted
             assert (made.models[0].restricts, made.models[0].accepted) == ("forbids", accepted)
 
 
@@ -245,12 +250,11 @@ class TestArithmetic:
         settings = api_pipeline(folder, **values)
         pool = read_prompts(settings.prompts).pool[:num]
         template = load_template(settings.teacher_template, TeacherTemplate)[0]
-        rubric = load_template("prompts/en/judge.yaml", Rubric)[0] if settings.filter.judge else None
         answers = [
             Completion(record.id, text="An answer.", prompt_tokens=read, completion_tokens=written)
             for record, (read, written) in zip(pool, tokens, strict=False)
         ]
-        return measure(settings, pool, 10, usable(answers, pool), template, rubric), pool
+        return measure(settings, pool, 10, usable(answers, pool), template), pool
 
     def test_equal_answers_leave_no_doubt(self, tmp_path):
         found, _ = self.expenses(tmp_path, [(50, 20)] * 8, 100)
@@ -295,7 +299,7 @@ class TestArithmetic:
         settings = api_pipeline(tmp_path)
         template = load_template(settings.teacher_template, TeacherTemplate)[0]
         lost = [Completion(record.id, "x", prompt_tokens=10, completion_tokens=10, num_lost=1) for record in pool]
-        twice = measure(settings, pool, 10, lost, template, None)
+        twice = measure(settings, pool, 10, lost, template)
         assert twice["generate"].cost == pytest.approx(2 * found["generate"].cost)
 
     def test_only_answers_that_reach_the_judge_are_paid_to_it(self, tmp_path):

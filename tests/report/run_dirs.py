@@ -1,6 +1,7 @@
 """Run directories as the stages leave them, written with the stages' own functions."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,6 +98,12 @@ def table(student_kl: float = 0.4, student_top1: float = 0.8) -> dict:
         }
 
     return {"teacher": row(0.0, 1.0), "untrained": row(2.0, 0.3), "student": row(student_kl, student_top1)}
+
+
+def stage_of(run_dir: Path, name: str, kept: list[Record], rejects: list[Reject], metrics: dict | None = None) -> None:
+    """A finished stage with these records."""
+    shutil.rmtree(run_dir / name, ignore_errors=True)
+    _stage(run_dir, name, kept, rejects, metrics=metrics)
 
 
 def _measured(item: Record, texts: Texts) -> Record:

@@ -1,0 +1,85 @@
+"""What the modes share in which a reply brings several records, or none: `synthetic_qa` and `evolve`.
+
+Which records there are is known only once every reply is there, so all of them are sorted in one pass in the
+order of the requests. That costs no call, so shards of an unfinished stage are written anew: a request that
+failed in a process before may have been answered by now, and what follows it may be a duplicate.
+"""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from llmdistill.record import Record, Reject
+from llmdistill.run.manifest import Counts, Usage
+from llmdistill.run.stage import REJECTS, Outcome, Stage, part_paths, read_records
+
+HELD_OUT = "held_out.parquet"
+
+
+def write_outcomes(stage: Stage, results: Iterable[Record | Reject], shard_size: int) -> Counts:
+    """Write what became of every record, in shards; shards of a process before are written over."""
+    for path in [*part_paths(stage.dir), stage.dir / REJECTS]:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(stage.dir / "working", ignore_errors=True)
+    latest = Outcome()
+
+    def shards() -> Iterator[list[Record]]:
+        nonlocal latest
+        for latest in _sorted(results, shard_size):
+            yield [*latest.kept, *(reject.record for reject in latest.rejected)]
+
+    return stage.run_shards(shards(), lambda _: latest)
+
+
+def _sorted(results: Iterable[Record | Reject], shard_size: int) -> Iterator[Outcome]:
+    outcome = Outcome()
+    for result in results:
+        if isinstance(result, Reject):
+            outcome.rejected.append(result)
+        else:
+            outcome.kept.append(result)
+        if len(outcome.kept) + len(outcome.rejected) == shard_size:
+            yield outcome
+            outcome = Outcome()
+    if outcome.kept or outcome.rejected:
+        yield outcome
+
+
+class Known:
+    """Questions that are there already, in plain form: a new one must be none of them."""
+
+    def __init__(self, run_dir: Path, pool: Iterable[Record]) -> None:
+        self._held_out = {plain(record.question) for record in read_records(run_dir / "prompts" / HELD_OUT)}
+        self._seen = {plain(record.question) for record in pool}
+
+    def is_held_out(self, question: str) -> bool:
+        """Whether the question is one to measure on."""
+        return plain(question) in self._held_out
+
+    def add(self, question: str) -> bool:
+        """Note a question; gives whether it is a new one."""
+        found = plain(question)
+        if found in self._seen:
+            return False
+        self._seen.add(found)
+        return True
+
+
+def plain(text: str) -> str:
+    """The text for comparing: one width and one case of letters, one space between words."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def total_usage(first: Usage, second: Usage) -> Usage:
+    """What two steps took together; the time is that of the longer one, because both end together."""
+    costs = (first.cost, second.cost)
+    return Usage(
+        first.requests + second.requests,
+        first.prompt_tokens + second.prompt_tokens,
+        first.completion_tokens + second.completion_tokens,
+        max(first.seconds, second.seconds),
+        None if None in costs else round(sum(cost for cost in costs if cost is not None), 9),
+    )
