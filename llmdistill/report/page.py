@@ -66,8 +66,8 @@ def render(pipeline: Pipeline, data: RunData) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_clean, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
-    judge = pipeline.filter.judge
-    charts = draw_all(data, judge.fixed_min_score if judge else None)
+    filtered = data.manifests.get("filter")
+    charts = draw_all(data, filtered.metrics.get("min_score") if filtered else None)
     return environment.from_string(source).render(
         **_head(pipeline, data),
         **_comparison(data),
@@ -142,9 +142,8 @@ def _funnel_stage(name: str, manifest: Manifest, widest: int) -> FunnelStage:
 
 def _rounds(manifest: Manifest | None) -> list[list[str]]:
     """Who was asked in `generate`, one after the other; empty when the manifest does not say."""
-    rounds = manifest.metrics.get("rounds") if manifest else None
-    named = [{"role": name, **value} for name, value in rounds.items()] if isinstance(rounds, dict) else rounds or []
-    return [_round(entry) for entry in named if isinstance(entry, dict)]
+    rounds = manifest.metrics.get("rounds", []) if manifest else []
+    return [_round(entry) for entry in rounds]
 
 
 def _round(entry: Mapping[str, Any]) -> list[str]:

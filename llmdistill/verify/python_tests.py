@@ -78,7 +78,7 @@ def _run(job: dict[str, object], folder: str, seconds: float) -> Verified:
     with os.fdopen(read_end, "rb", buffering=0) as report:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_SANDBOX), str(write_end)],
+                [sys.executable, "-I", "-S", "-B", str(_SANDBOX), str(write_end)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

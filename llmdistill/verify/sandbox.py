@@ -1,15 +1,15 @@
 """The process behind `python_tests`: limits itself, runs an answer, then its tests, and reports.
 
-Run as a file by an isolated interpreter (-I -S); it imports nothing of this package but `confine`, beside it.
+Run as a file by an isolated interpreter (-I -S -B); it imports nothing of this package but `confine`, beside it.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import resource
+import runpy
 import sys
 from typing import Any
 
@@ -72,13 +72,10 @@ def _limit(job: dict[str, Any]) -> None:
 
 
 def _confined() -> bool:
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "confine.py")
-    spec = importlib.util.spec_from_file_location("confine", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Run from its source: bytecode that is written under a limit on file sizes may be cut off.
+    confine = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "confine.py"))["confine"]
     standard_library = os.path.dirname(os.__file__)
-    return bool(module.confine(os.getcwd(), (standard_library, *_READABLE)))
+    return bool(confine(os.getcwd(), (standard_library, *_READABLE)))
 
 
 def _say(report: Any, secret: str, outcome: str, detail: object) -> None:

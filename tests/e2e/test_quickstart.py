@@ -119,19 +119,21 @@ def test_every_stage_adds_up(finished):
     assert manifest(finished, "prompts")["counts"]["input"] == 26
 
 
+def judgements(finished) -> dict[Path, bytes]:
+    """All that the judge was paid for."""
+    files = (run_dir(finished) / "filter" / "journal").glob("*.jsonl")
+    return {path: path.read_bytes() for path in files}
+
+
 def test_changing_a_judge_setting_redoes_filter_and_what_follows_and_regenerates_nothing(finished):
     generated = (run_dir(finished) / "generate" / "manifest.json").stat().st_mtime_ns
-    journals = {
-        path: path.read_bytes() for path in (run_dir(finished) / "filter" / "journal").rglob("*") if path.is_file()
-    }
+    journals = judgements(finished)
     rows = pq.read_table(run_dir(finished) / "filter" / "part-00000.parquet").to_pylist()
     setting = f"filter.judge.min_score={sorted(row['verdicts'][0]['score'] for row in rows)[len(rows) // 2]}"
     done = llmdistill(finished, "filter", "--set", setting)
     assert done.returncode == 0, done.stderr
     assert "done already" not in done.stderr
-    assert {
-        path: path.read_bytes() for path in (run_dir(finished) / "filter" / "journal").rglob("*") if path.is_file()
-    } == journals
+    assert judgements(finished) == journals
     redone = llmdistill(finished, "run", "--set", setting)
     assert redone.returncode == 0, redone.stderr
     stages = {line.split()[0]: "done already" in line for line in redone.stderr.splitlines() if line}

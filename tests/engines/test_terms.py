@@ -147,7 +147,7 @@ def test_a_refused_teacher_is_not_asked_at_all(tmp_path):
             generate=Generate(template="prompts/en/answer.yaml"),
         )
         made = make_plan(settings)
-        assert any("would refuse until they are accepted" in note for note in made.notes)
+        assert [warning.do for warning in made.warnings if "would refuse until they are accepted" in warning.text]
         with pytest.raises(ConfigError, match="accept_terms"):
             make_plan(settings, sample=3)
         assert server.log().calls == []

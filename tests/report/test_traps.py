@@ -142,19 +142,18 @@ ROUNDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("rounds", "words"),
-    [
-        (ROUNDS, ["teacher org/큰모델", "teacher org/큰모델, told the answer", "unparsed 10", "cites_hint 7"]),
-        ({"fallback": {"asked": 5, "usable": 2, "reasons": {"wrong_answer": 3}}}, ["fallback", "wrong_answer 3"]),
-        ([{"role": "odd"}, "nonsense", None], ["odd"]),
-    ],
-)
-def test_the_rounds_are_a_table_whatever_of_them_is_there(run_dir, rounds, words):
+def test_the_rounds_are_a_table(run_dir):
     bare_run(run_dir)
-    change(run_dir, "generate", metrics={"rounds": rounds})
+    change(run_dir, "generate", metrics={"rounds": ROUNDS})
     text = assert_inert(page_of(run_dir)).text
-    assert "Who was asked" in text and all(word in text for word in words)
+    words = [
+        "Who was asked",
+        "teacher org/큰모델",
+        "teacher org/큰모델, told the answer",
+        "unparsed 10",
+        "cites_hint 7",
+    ]
+    assert all(word in text for word in words)
 
 
 def test_without_rounds_there_is_no_table_of_them(run_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import tempfile
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from llmdistill.config import Verify
 from llmdistill.verify import verify
+from tests.tiny import REPO
 
 PYTHON = Verify(kind="python", cpu_seconds=2, memory_mb=256, timeout=20)
 RIGHT = "def f(x):\n    return x + 1\n"
@@ -115,3 +117,15 @@ def test_nothing_is_left_behind() -> None:
 def test_where_nothing_confines_nothing_runs_unless_allowed() -> None:
     assert verify(RIGHT, TESTS, PYTHON).ok is None
     assert verify(RIGHT, TESTS, PYTHON.model_copy(update={"allow_unconfined": True})).ok is True
+
+
+@confined
+def test_bytecode_that_was_cut_off_does_no_harm_and_none_is_written():
+    cache = Path(importlib.util.cache_from_source(str(REPO / "llmdistill" / "verify" / "confine.py")))
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_bytes(b"cut")
+    try:
+        assert verify(RIGHT, "assert f(1) == 2", Verify(kind="python")).ok is True
+        assert cache.read_bytes() == b"cut"
+    finally:
+        cache.unlink()
