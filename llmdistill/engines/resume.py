@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,21 +213,39 @@ def _from_row(row: dict[str, Any]) -> Completion:
     return Completion(id=row["key"], **{key: value for key, value in row.items() if key != "key"})
 
 
+@dataclasses.dataclass
+class Tally:
+    """What answers took, summed up as they come. The cost is None once one's is."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = 0.0
+
+    def add(self, completion: Completion) -> None:
+        """One more answer."""
+        self.requests += 1
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        self.cost = None if self.cost is None or completion.cost is None else self.cost + completion.cost
+
+    def usage(self, seconds: float) -> Usage:
+        """As the manifest has it."""
+        cost = None if self.cost is None else round(self.cost, 9)
+        return Usage(self.requests, self.prompt_tokens, self.completion_tokens, round(seconds, 1), cost)
+
+
 def usage_of(journal: Journal, ids: Iterable[str], seconds: float) -> Usage:
     """What the journalled completions of these requests took, whichever process asked."""
-    return usage_from([_from_row(journal[id_]) for id_ in ids if id_ in journal], seconds)
+    return usage_from((_from_row(journal[id_]) for id_ in ids if id_ in journal), seconds)
 
 
-def usage_from(completions: Sequence[Completion], seconds: float) -> Usage:
+def usage_from(completions: Iterable[Completion], seconds: float) -> Usage:
     """What completions took. The cost is None if one's is."""
-    costs = [completion.cost for completion in completions]
-    return Usage(
-        requests=len(completions),
-        prompt_tokens=sum(completion.prompt_tokens for completion in completions),
-        completion_tokens=sum(completion.completion_tokens for completion in completions),
-        seconds=round(seconds, 1),
-        cost=None if None in costs else round(sum(cost for cost in costs if cost is not None), 9),
-    )
+    tally = Tally()
+    for completion in completions:
+        tally.add(completion)
+    return tally.usage(seconds)
 
 
 def model_parts(prefix: str, settings: Model, source: ModelSource | Served) -> Parts:

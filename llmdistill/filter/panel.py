@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmdistill.config import Judge, Model, Pipeline
 from llmdistill.engines.base import Completion, Request
-from llmdistill.engines.resume import LazyEngine, answer_of, ask, model_parts
+from llmdistill.engines.resume import LazyEngine, Tally, answer_of, ask, model_parts
 from llmdistill.errors import ConfigError
 from llmdistill.filter.judge import Judgement, Manner, Pointwise, Question, Said
 from llmdistill.filter.likelihood import Likelihood
@@ -141,15 +141,8 @@ class Panel:
 
     def usage(self, seconds: float) -> Usage:
         """What everything asked for these records took, whichever process asked."""
-        tallies = [group.tally for group in self._groups.values()]
-        costs = [tally.cost for tally in tallies]
-        return Usage(
-            requests=sum(tally.requests for tally in tallies),
-            prompt_tokens=sum(tally.prompt_tokens for tally in tallies),
-            completion_tokens=sum(tally.completion_tokens for tally in tallies),
-            seconds=round(seconds, 1),
-            cost=None if None in costs else round(sum(cost for cost in costs if cost is not None), 9),
-        )
+        usages = (group.tally.usage(0.0) for group in self._groups.values())
+        return sum(usages, Usage(seconds=round(seconds, 1)))
 
     def close(self) -> None:
         """Release the journals."""
@@ -172,7 +165,7 @@ class _Group:
     def __init__(self, engine: LazyEngine, parts: Parts) -> None:
         self.engine, self.parts = engine, parts
         self.forms: list[Form] = []
-        self.tally = _Tally()
+        self.tally = Tally()
         self._journal: Journal | None = None
         self._failed: dict[str, Completion] = {}
         self._said: list[dict[str, Said]] = []
@@ -185,7 +178,7 @@ class _Group:
     def ask(self, stage: Stage, shards: Shards, total: int) -> None:
         """Have everything answered in the journal, and once more what could not be read."""
         self.close()
-        self._journal, self._failed, self.tally = stage.journal(self.parts), {}, _Tally()
+        self._journal, self._failed, self.tally = stage.journal(self.parts), {}, Tally()
         self._said = [{} for _ in self.forms]
         try:
             self._ask(self._questions(shards), "judge", total)
@@ -216,7 +209,7 @@ class _Group:
         self._failed |= ask(requests(), self.journal, self.engine, what, total, note)
 
     def _note(self, completion: Completion, asked: Sequence[tuple[int, Question]]) -> None:
-        if not any(completion.id in said for said in self._said):
+        if completion.finish_reason != "failed" and not any(completion.id in said for said in self._said):
             self.tally.add(completion)
         for number, question in asked:
             self._said[number][completion.id] = self.forms[number].read(completion, question)
@@ -254,25 +247,6 @@ class _Group:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-
-
-@dataclass
-class _Tally:
-    """What answers took. The cost is None once one's is unknown."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = 0.0
-
-    def add(self, completion: Completion) -> None:
-        """One more answer; a call without one took nothing that is known."""
-        if completion.finish_reason == "failed":
-            return
-        self.requests += 1
-        self.prompt_tokens += completion.prompt_tokens
-        self.completion_tokens += completion.completion_tokens
-        self.cost = None if self.cost is None or completion.cost is None else self.cost + completion.cost
 
 
 def judge_of(pipeline: Pipeline) -> Judge:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 from llmdistill.config import Generate, Model, Pipeline
 from llmdistill.engines.base import Completion, Request
-from llmdistill.engines.resume import answer_of, usage_from
+from llmdistill.engines.resume import Tally, answer_of
 from llmdistill.generate.asker import Asker
 from llmdistill.generate.replies import with_answer
 from llmdistill.generate.samples import chooses
@@ -292,15 +293,13 @@ class Attempts:
         which of them were no use.
         """
         reasons: dict[str, Counter[str]] = {teacher.name: Counter() for teacher in self.teachers.all}
-        usage = Usage()
-        for records in shards():
-            completions: list[Completion] = []
-            for record in records:
-                for attempt in self.made(record):
-                    reasons[attempt.teacher.name][attempt.failure or USABLE] += 1
-                completions += self._journalled(record)
-            usage = _sum(usage, usage_from(completions, 0.0))
-        return usage, [_counted(teacher, reasons[teacher.name]) for teacher in self.teachers.all]
+        tally = Tally()
+        for record in itertools.chain.from_iterable(shards()):
+            for attempt in self.made(record):
+                reasons[attempt.teacher.name][attempt.failure or USABLE] += 1
+            for completion in self._journalled(record):
+                tally.add(completion)
+        return tally.usage(0.0), [_counted(teacher, reasons[teacher.name]) for teacher in self.teachers.all]
 
     def _journalled(self, record: Record) -> Iterator[Completion]:
         for teacher in self.teachers.of(record):
@@ -333,12 +332,3 @@ def _counted(teacher: Teacher, reasons: Counter[str]) -> dict[str, Any]:
         "usable": reasons[USABLE],
         "reasons": {reason: number for reason, number in sorted(reasons.items()) if reason != USABLE},
     }
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        one.requests + other.requests,
-        one.prompt_tokens + other.prompt_tokens,
-        one.completion_tokens + other.completion_tokens,
-        cost=None if one.cost is None or other.cost is None else round(one.cost + other.cost, 9),
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from llmdistill.plan.estimate import STAGES, Expense, measure, usable
 from llmdistill.plan.machine import Sizes, is_remote, local_weights, needs_weights, weights_name
 from llmdistill.plan.money import ModelFacts, facts_of, money_notes
 from llmdistill.plan.preflight import Warning, warnings_of
-from llmdistill.plan.steps import Step, upper_bounds
+from llmdistill.plan.steps import Step, total_of, upper_bounds
 from llmdistill.run.lock import locked
 from llmdistill.run.manifest import read_manifest
 from llmdistill.templates import TeacherTemplate, load_template
@@ -174,24 +173,18 @@ def _finished(step: Step, pipeline: Pipeline) -> Step:
 
 def _total(steps: Sequence[Step], measured: Expense | None) -> Step:
     """The sum of the stages. Its interval is that of the whole, or the sum of the ends once a stage is finished."""
-    cost = _sum([step.cost for step in steps])
+    cost = total_of([step.cost for step in steps])
     low = high = None
     if cost is not None and measured is not None and measured.low is not None:
         low, high = measured.low, measured.high
         if any(step.done for step in steps if step.stage in STAGES):
-            low = _sum([step.cost if step.cost_low is None else step.cost_low for step in steps])
-            high = _sum([step.cost if step.cost_high is None else step.cost_high for step in steps])
-    disk = _sum([step.disk_bytes for step in steps])
-    seconds = _sum([0.0 if step.done else step.seconds for step in steps])
+            low = total_of([step.cost if step.cost_low is None else step.cost_low for step in steps])
+            high = total_of([step.cost if step.cost_high is None else step.cost_high for step in steps])
+    disk = total_of([step.disk_bytes for step in steps])
+    seconds = total_of([0.0 if step.done else step.seconds for step in steps])
     requests = sum(step.requests for step in steps)
     size = None if disk is None else int(disk)
     return Step("all", 0, requests, disk_bytes=size, seconds=seconds, cost=cost, cost_low=low, cost_high=high)
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    """The sum, None when a part of it is unknown."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if len(known) == len(values) else None
 
 
 def _basis(num_measured: int, can_sample: bool) -> str:

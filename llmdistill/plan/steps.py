@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -81,8 +82,8 @@ def _generate_step(
 ) -> Step:
     loads = generate_loads(pipeline, pool, template)
     read, written = sum(load.read for load in loads), sum(load.written for load in loads)
-    seconds = _sum(_seconds(load.model, pipeline, sizes, load.written, DECODE_EFFICIENCY) for load in loads)
-    cost = _sum(_cost(load.model, load.read, load.written) for load in loads)
+    seconds = total_of(_seconds(load.model, pipeline, sizes, load.written, DECODE_EFFICIENCY) for load in loads)
+    cost = total_of(_cost(load.model, load.read, load.written) for load in loads)
     requests = sum(load.requests for load in loads)
     return Step("generate", out, requests, read, written, out * _ROW_BYTES, seconds, cost=cost)
 
@@ -97,8 +98,8 @@ def _filter_step(pipeline: Pipeline, sizes: Sizes, num: int, tokens: int) -> Ste
         sum(load.read for load in loads),
         sum(load.written for load in loads),
         num * _ROW_BYTES,
-        _sum(seconds),
-        cost=_sum(_cost(load.model, load.read, load.written) for load in loads),
+        total_of(seconds),
+        cost=total_of(_cost(load.model, load.read, load.written) for load in loads),
     )
 
 
@@ -115,7 +116,7 @@ def _judge_load(pipeline: Pipeline, juror: Juror, num: int, tokens: int) -> Load
 
 def _judge_seconds(load: Load, pipeline: Pipeline, sizes: Sizes) -> float | None:
     reading = _seconds(load.model, pipeline, sizes, load.read, FORWARD_EFFICIENCY)
-    return _sum([reading, _seconds(load.model, pipeline, sizes, load.written, DECODE_EFFICIENCY)])
+    return total_of([reading, _seconds(load.model, pipeline, sizes, load.written, DECODE_EFFICIENCY)])
 
 
 def _seconds(model: Model, pipeline: Pipeline, sizes: Sizes, tokens: int, efficiency: float) -> float | None:
@@ -126,11 +127,11 @@ def _seconds(model: Model, pipeline: Pipeline, sizes: Sizes, tokens: int, effici
     return sizes.seconds(tokens, None if known is None else int(known), efficiency)
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
+def total_of(values: Iterable[float | None]) -> float | None:
     """The sum, None when a part of it is unknown."""
     found = list(values)
     known = [value for value in found if value is not None]
-    return float(sum(known)) if len(known) == len(found) else None
+    return math.fsum(known) if len(known) == len(found) else None
 
 
 def _train_step(pipeline: Pipeline, sizes: Sizes, chosen: int, tokens_each_epoch: int) -> Step:

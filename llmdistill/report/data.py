@@ -136,15 +136,7 @@ class RunData:
 def usages(manifests: Mapping[str, Manifest]) -> dict[str, Usage]:
     """What each stage took, and "all" of them together; a sum with an unknown part is unknown."""
     found = {name: manifest.usage for name, manifest in manifests.items()}
-    costs = [usage.cost for usage in found.values()]
-    total = Usage(
-        sum(usage.requests for usage in found.values()),
-        sum(usage.prompt_tokens for usage in found.values()),
-        sum(usage.completion_tokens for usage in found.values()),
-        sum(usage.seconds for usage in found.values()),
-        None if None in costs else sum(cost or 0.0 for cost in costs),
-    )
-    return {**found, "all": total}
+    return {**found, "all": sum(found.values(), Usage())}
 
 
 def read_run(run_dir: Path, num_samples: int) -> RunData:

@@ -46,6 +46,17 @@ class Usage:
     seconds: float = 0.0
     cost: float | None = 0.0
 
+    def __add__(self, other: Usage) -> Usage:
+        """Both together; a cost with an unknown part is unknown."""
+        cost = None if self.cost is None or other.cost is None else round(self.cost + other.cost, 9)
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            round(self.seconds + other.seconds, 1),
+            cost,
+        )
+
     @property
     def cost_words(self) -> str:
         """The cost for a person to read; empty when there was none."""

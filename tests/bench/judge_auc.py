@@ -11,9 +11,9 @@ out and counted. Forms, all read as `filter` reads them and asked once more wher
 - `written`: the judge goes on after the rubric's prefill; what it says in 24 tokens is read;
 - `reasoned`: it explains first and ends with its score, in at most 256 tokens;
 - `pairwise`: gold against bad answer in both orders, by the probabilities of A and B; orders that disagree are a tie;
-- for comparison `likelihood` (mean log-probability of the answer's tokens under the same model, no rubric; GPTScore,
-  arXiv 2302.04166) and, without a model, `length` (characters) and `overlap` (share of the answer's words that the
-  task has too).
+- `likelihood`: mean log-probability of the answer's tokens, without a rubric;
+- for comparison, without a model, `length` (characters) and `overlap` (share of the answer's words that the task has
+  too).
 
 Prints one Markdown row for each form and kind: AUC over all tasks' answers, and how often the gold answer has the
 higher score of the two of one task (a tie counts half), which is all there is for pairs. Intervals are 95 %
@@ -29,7 +29,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from llmdistill.config import Budget, Judge, Model
 from llmdistill.engines.base import Completion, Request, Sampling
 from llmdistill.engines.resume import LazyEngine, complete_all, find, model_parts
 from llmdistill.filter.judge import Judgement, Manner, Pointwise, Question, Said
+from llmdistill.filter.likelihood import Likelihood
 from llmdistill.filter.pairwise import Comparison, Pairwise
 from llmdistill.filter.panel import Form
 from llmdistill.record import Record
@@ -67,7 +68,8 @@ class Task:
 
     def answered(self, answer: str) -> Record:
         """What the judge is to read."""
-        return Record(self.id, [{"role": "user", "content": self.prompt}], answer=answer, reference=self.gold)
+        asked, said = [{"role": "user", "content": self.prompt}], [{"role": "assistant", "content": answer}]
+        return Record(self.id, asked, said, answer=answer, reference=self.gold)
 
 
 def load_tasks() -> list[Task]:
@@ -179,28 +181,6 @@ def with_reference(rubric: Rubric) -> Rubric:
     return rubric.model_copy(update={"user": rubric.user.replace("Response:\n", shown, 1)})
 
 
-class _Likelihood:
-    """The model's mean log-probability of the answer's tokens, its end token included."""
-
-    again = ""
-
-    def questions(self, records: Sequence[Record]) -> Iterator[Question]:
-        for record in records:
-            yield self._question(record)
-
-    def _question(self, record: Record) -> Question:
-        key = f"{record.id}-{digest_of({'answer': record.answer})[:16]}"
-        return Question(Request(key, record.prompt, given=(record.answer or "")[: SHIPPED.max_answer_chars]), ())
-
-    def read(self, completion: Completion, question: Question) -> Said:
-        logprobs = completion.token_logprobs
-        return Said(sum(logprobs) / len(logprobs), "parsed") if logprobs else Said(None, completion.finish_reason)
-
-    def judgements(self, records: Sequence[Record], answer: Callable[[Question], Said]) -> list[Judgement]:
-        said = [answer(self._question(record)) for record in records]
-        return [Judgement([], word.value, word.outcome) for word in said]
-
-
 def form_of(name: str) -> Form:
     """A form by its name."""
 
@@ -208,7 +188,7 @@ def form_of(name: str) -> Form:
         return kind(rubric, "", "judge", manner)
 
     if name == "likelihood":
-        return _Likelihood()
+        return Likelihood("judge")
     if name == "pairwise":
         return Pairwise(_load("judge-pairwise", Comparison), "", "judge", SHIPPED, "reference")
     if name == "criteria":
