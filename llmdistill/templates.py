@@ -8,7 +8,6 @@ a value that contains `{{ answer }}` stays as it is, and nothing is executed.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,6 +20,7 @@ from llmdistill.errors import ConfigError
 from llmdistill.pipeline_file import find_file
 from llmdistill.record import Message
 from llmdistill.run.files import sha256_of
+from llmdistill.text import plain
 
 _NAME = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
@@ -80,9 +80,9 @@ class HintTemplate(TeacherTemplate):
 
     def cited(self, rationale: str, question: str) -> str | None:
         """The phrase by which a rationale cites the hint, unless it is the question's own."""
-        said, asked = _folded(rationale), _folded(question)
+        said, asked = plain(rationale), plain(question)
         for phrase in self.leaks:
-            words = re.compile(rf"(?<![a-z0-9]){re.escape(_folded(phrase))}(?![a-z0-9])")
+            words = re.compile(rf"(?<![a-z0-9]){re.escape(plain(phrase))}(?![a-z0-9])")
             if words.search(said) and not words.search(asked):
                 return phrase
         return None
@@ -149,11 +149,6 @@ def fence_for(*texts: str) -> str:
     """A run of backticks longer than any in the texts, so that no text can close the fence."""
     longest = max((len(run) for text in texts for run in re.findall(r"`+", text)), default=0)
     return "`" * max(3, longest + 1)
-
-
-def _folded(text: str) -> str:
-    """The text without what does not tell phrases apart: case, spacing, compatibility characters."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def substitute(text: str, values: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from llmdistill.config import Checks
 from llmdistill.record import Record
+from llmdistill.text import plain
 
 Check = Callable[[Record], str | None]
 
@@ -143,7 +144,7 @@ def refusal(record: Record) -> str | None:
 
 def prompt_echoed(record: Record) -> str | None:
     """The answer is the prompt again, with little or nothing new."""
-    answer, prompt = _plain(record.answer or ""), _plain(record.question)
+    answer, prompt = plain(record.answer or ""), plain(record.question)
     if len(prompt) < 30 or not answer:
         return None
     if answer == prompt:
@@ -151,7 +152,3 @@ def prompt_echoed(record: Record) -> str | None:
     if prompt in answer and len(answer) - len(prompt) < 0.2 * len(prompt):
         return "the answer repeats the prompt and adds next to nothing"
     return None
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -17,7 +17,7 @@ from llmdistill.engines.base import Completion, Request
 from llmdistill.engines.resume import answer_of, ask, usage_of
 from llmdistill.errors import ConfigError
 from llmdistill.generate.asker import Asker
-from llmdistill.generate.fanout import Known, plain, total_usage, write_outcomes
+from llmdistill.generate.fanout import Known, write_outcomes
 from llmdistill.generate.replies import with_answer
 from llmdistill.generate.rows import has_surrogate, storable
 from llmdistill.generate.synthesis import UNUSABLE, generation
@@ -27,6 +27,7 @@ from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
 from llmdistill.run.stage import Stage, num_records, read_shards
 from llmdistill.templates import EvolveTemplate, TeacherTemplate, fence_for, load_template
+from llmdistill.text import plain
 
 _LONGEST, _ROOM = 4, 400
 """A variant may have that many times the characters of its original, and so many more."""
@@ -84,7 +85,7 @@ class Evolved:
             seconds = time.monotonic() - started
             usage = usage_of(evolved, (request.id for request in self._requests()), seconds)
             answered = usage_of(answers, (record.id for record in self._to_answer(step)), seconds)
-            return stage.finish(counts, total_usage(usage, answered))
+            return stage.finish(counts, replace(usage + answered, seconds=max(usage.seconds, answered.seconds)))
 
     def _pool(self) -> Iterator[Record]:
         return (record for records in read_shards(self.pipeline.run_path, "prompts") for record in records)

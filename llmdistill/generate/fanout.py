@@ -8,13 +8,13 @@ failed in a process before may have been answered by now, and what follows it ma
 from __future__ import annotations
 
 import shutil
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmdistill.record import Record, Reject
-from llmdistill.run.manifest import Counts, Usage
+from llmdistill.run.manifest import Counts
 from llmdistill.run.stage import REJECTS, Outcome, Stage, part_paths, read_records
+from llmdistill.text import plain
 
 HELD_OUT = "held_out.parquet"
 
@@ -66,20 +66,3 @@ class Known:
             return False
         self._seen.add(found)
         return True
-
-
-def plain(text: str) -> str:
-    """The text for comparing: one width and one case of letters, one space between words."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def total_usage(first: Usage, second: Usage) -> Usage:
-    """What two steps took together; the time is that of the longer one, because both end together."""
-    costs = (first.cost, second.cost)
-    return Usage(
-        first.requests + second.requests,
-        first.prompt_tokens + second.prompt_tokens,
-        first.completion_tokens + second.completion_tokens,
-        max(first.seconds, second.seconds),
-        None if None in costs else round(sum(cost for cost in costs if cost is not None), 9),
-    )

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from llmdistill.generate.fanout import plain
 from llmdistill.generate.rows import has_surrogate, storable
 from llmdistill.templates import PairsTemplate
+from llmdistill.text import plain
 
 _WORDS = (
     ("Question", "Rationale", "Answer"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +10,7 @@ from functools import partial
 from llmdistill.config import Samples, Verify
 from llmdistill.record import Record, Reject, record_id
 from llmdistill.run.stage import Outcome
+from llmdistill.text import plain
 from llmdistill.verify import verify_in_context
 from llmdistill.verify.base import final_answer
 from llmdistill.verify.records import UNDECIDED, WRONG
@@ -164,7 +164,7 @@ def sameness(verify: Verify | None) -> Same:
 
 def normalise(text: str) -> str:
     """Compatibility characters, case, spaces and the punctuation at the end do not tell answers apart."""
-    text = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    text = plain(text)
     return text.rstrip(_LAST_MARKS) or text
 
 
