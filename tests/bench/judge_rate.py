@@ -3,7 +3,7 @@
     python -m tests.bench.judge_rate [--rounds 5]
 
 The engines are warm. Stage and bare calls take turns; the table has the median records per second of each. The
-served judge answers after 20 ms and is a process of its own.
+served judges answer after 20 ms, which leaves nothing to hide behind, and after 200 ms; each is a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from tests.bench.rethreshold import Texts
 from tests.runs import answered, finish_stage, pipeline
 from tests.tiny import save_tiny_model
 
-LATENCY = 0.02
+LATENCIES = (0.02, 0.2)
+"""Seconds that a served judge takes: hardly any, and as long as a fast real one."""
+
 SHARD = 1000
 WARM_UP = 64
 
@@ -97,7 +99,7 @@ def compare(name: str, model: Model, number: int, rounds: int) -> None:
     print(f"| {name} | {bare:,.0f} | {stage:,.0f} | {stage / bare:.1%} |", flush=True)
 
 
-def serve() -> None:
+def serve(latency: float) -> None:
     """A judge that gives every answer a 4."""
     from aiohttp import web
 
@@ -106,7 +108,7 @@ def serve() -> None:
 
     async def reply(request: web.Request) -> web.Response:
         await request.read()
-        await asyncio.sleep(LATENCY)
+        await asyncio.sleep(latency)
         return web.json_response({**body, "usage": {"prompt_tokens": 200, "completion_tokens": 1}})
 
     async def main() -> None:
@@ -122,13 +124,13 @@ def serve() -> None:
     asyncio.run(main())
 
 
-def served(number: int, rounds: int) -> None:
-    command = [sys.executable, "-m", "tests.bench.judge_rate", "--serve"]
+def served(number: int, rounds: int, latency: float) -> None:
+    command = [sys.executable, "-m", "tests.bench.judge_rate", "--serve", str(latency)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         port = int(server.stdout.readline())
         api: dict[str, Any] = {"base_url": f"http://127.0.0.1:{port}/v1"}
         model = Model(model="judge", engine="openai", api=Api(**api))
-        compare(f"server, {LATENCY * 1000:.0f} ms, {model.api.max_concurrency} at once", model, number, rounds)
+        compare(f"server, {latency * 1000:.0f} ms, {model.api.max_concurrency} at once", model, number, rounds)
         server.stdin.close()
 
 
@@ -143,16 +145,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--served", type=int, default=4000, help="records for the served judge")
     parser.add_argument("--local", type=int, default=400, help="records for the local judge")
-    parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--serve", type=float, metavar="SECONDS", help="be the served judge")
     options = parser.parse_args()
-    if options.serve:
-        serve()
+    if options.serve is not None:
+        serve(options.serve)
         return
     really_open = resume.open_engine
     print("| judge | bare calls, records/s | filter, records/s | ratio |\n| --- | --- | --- | --- |", flush=True)
-    for measure, number in ((local, options.local), (served, options.served)):
-        measure(number, options.rounds)
+    local(options.local, options.rounds)
+    for latency in LATENCIES:
         resume.open_engine = really_open
+        served(options.served, options.rounds, latency)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_a_run_without_traps_says_so(run_dir):
 def test_settings_warn_on_the_page_with_what_to_do(run_dir):
     clean_run(run_dir)
     page = assert_inert(page_of(run_dir, **{**GOOD, "filter": {"judge": {}}}))
-    assert "filter.judge (Qwen/Qwen2.5-7B-Instruct) is teacher itself" in page.text
+    assert "filter.judge (Qwen/Qwen2.5-7B-Instruct) judges its own answers, those of teacher" in page.text
     assert "To do: set filter.judge.model to a model of another family (self_judging)" in page.text
     assert "None of the known traps" not in page.text
 
