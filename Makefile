@@ -8,8 +8,7 @@ quickstart: .venv/ready
 	$(BIN)/llmdistill run pipelines/quickstart.yaml
 
 test: .venv/ready-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/faults -n auto --maxprocesses 8 --dist loadfile
-	$(BIN)/python -m pytest tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 8 --dist loadfile
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest tests/engines/test_vllm_engine.py tests/e2e/test_vllm.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ SHORT = (
     "filter.checks.truncated=false",
     "curate.size=8",
     "train.epochs=1",
-    "train.save_steps=2",
     "evaluate.limit=3",
     "evaluate.max_new_tokens=12",
 )
@@ -41,8 +41,10 @@ def teacher() -> None:
 def llmdistill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     overrides = [part for setting in SHORT for part in ("--set", setting)]
     command = [sys.executable, "-m", "llmdistill", *arguments[:1], str(REPO / "pipelines" / "quickstart.yaml")]
+    command += [*overrides, *arguments[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     return subprocess.run(
-        [*command, *overrides, *arguments[1:]], cwd=folder, capture_output=True, text=True, check=False, timeout=1100
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1100
     )
 
 

@@ -30,7 +30,7 @@ WALK = (
     ("journal.after_write:1", "filter"),
     ("stage.between_files:2", "filter"),
     ("stage.before_manifest:1", "filter"),
-    ("files.before_replace:4", "curate"),
+    ("files.before_replace:8", "curate"),
     ("stage.before_manifest:1", "curate"),
     ("train.after_step:3", "train"),
     ("train.before_complete:1", "train"),
