@@ -185,7 +185,7 @@ def _partiality(key: str, judge: Model, answerers: Sequence[Keyed]) -> Warning |
     own = [owner for owner, model in answerers if same_model(judge, model)]
     kin = [(owner, model) for owner, model in answerers if _families(judge) & _families(model)]
     if own:
-        code, text = "self_judging", f"{who} judges its own answers, those of {own[0]}, and a model scores them too well"
+        code, text = "self_judging", f"{who} judges its own answers, those of {own[0]}, which a model scores too well"
     elif kin:
         owner, model = kin[0]
         shared = " and ".join(sorted(_families(judge) & _families(model)))
