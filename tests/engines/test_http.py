@@ -89,11 +89,11 @@ def test_what_is_compressed_unasked_is_read_and_blotted_out_too(compress):
     ("data", "encoding"),
     [
         (b"no gzip at all", "gzip"),
-        (gzip.compress(b"x" * 1000)[:-9], "gzip"),
+        (gzip.compress(b"x" * 1000, mtime=0)[:-9], "gzip"),
         (b"", "gzip"),
         (b"x", "br"),
         (b"x", "gzip, gzip"),
-        (gzip.compress(bytes(2 * MOST)), "gzip"),
+        (gzip.compress(bytes(2 * MOST), mtime=0), "gzip"),
     ],
 )
 def test_compression_that_cannot_be_read_is_a_malformed_reply(data, encoding):
