@@ -63,6 +63,7 @@ class _Pair:
 
     @property
     def same(self) -> bool:
+        """Whether the two texts are equal, which is a tie that nobody need be asked about."""
         return self.texts[0].strip() == self.texts[1].strip()
 
 

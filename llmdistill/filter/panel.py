@@ -172,6 +172,7 @@ class _Group:
 
     @property
     def journal(self) -> Journal:
+        """What was answered; open from the asking to the closing."""
         assert self._journal is not None, "the panel is asked before it is read"
         return self._journal
 
