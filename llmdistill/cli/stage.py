@@ -53,6 +53,7 @@ def command(name: str) -> Callable[..., None]:
         max_tokens: MaxTokens = None,
         as_json: AsJson = False,
     ) -> None:
+        """A stage that asks models, within the budget."""
         overrides = with_budget(set_, max_cost, max_tokens)
         _run(name, pipeline, overrides, as_json, fresh=fresh, retry_failed=retry_failed)
 
@@ -66,6 +67,7 @@ def command(name: str) -> Callable[..., None]:
         max_tokens: MaxTokens = None,
         as_json: AsJson = False,
     ) -> None:
+        """As `asking_stage`, and everything can be judged once more."""
         overrides = with_budget(set_, max_cost, max_tokens)
         _run(name, pipeline, overrides, as_json, fresh=fresh, retry_failed=retry_failed, rejudge=rejudge)
 

@@ -18,7 +18,7 @@ from llmdistill.record import Record, Reject, Selection, record_id
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.files import write_table
 from llmdistill.run.manifest import Counts, Manifest
-from llmdistill.run.stage import begin, inputs_of, read_records, read_shards, write_part
+from llmdistill.run.stage import begin, inputs_of, read_all, read_held_out, write_part
 
 MAP = "map.parquet"
 
@@ -35,11 +35,11 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     stage = begin(pipeline.run_path, "curate", parts, fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
-    records = [record for shard in read_shards(pipeline.run_path, "filter") for record in shard]
+    records = list(read_all(pipeline.run_path, "filter"))
     if not records:
         raise RejectsError("filter kept no record", where=pipeline.run_path, do="lower filter.judge.min_score")
     records.sort(key=lambda record: (-(record.score or 0.0), record.id))
-    pool, rejects = drop_copies(records, _held_out(pipeline), pipeline.curate)
+    pool, rejects = drop_copies(records, read_held_out(pipeline.run_path), pipeline.curate)
     kept, left_over, plot = choose(pool, pipeline)
     for index, start in enumerate(range(0, len(kept), pipeline.curate.shard_size)):
         write_part(stage, index, kept[start : start + pipeline.curate.shard_size])
@@ -47,10 +47,6 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     rejects += left_over
     reasons = stage.write_rejects(rejects)
     return stage.finish(Counts(len(records), len(kept), len(rejects), reasons=reasons))
-
-
-def _held_out(pipeline: Pipeline) -> list[Record]:
-    return read_records(pipeline.run_path / "prompts" / "held_out.parquet")
 
 
 def drop_copies(records: list[Record], held_out: list[Record], settings: Curate) -> tuple[list[Record], list[Reject]]:

@@ -20,7 +20,7 @@ from llmdistill.evaluate.measure import KINDS, Distances, measure, weigh
 from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.manifest import Counts, Manifest
-from llmdistill.run.stage import begin, inputs_of, read_records, write_part
+from llmdistill.run.stage import begin, inputs_of, read_held_out, write_part
 from llmdistill.templates import TeacherTemplate, load_template
 
 ROLES = ("teacher", "untrained", "student")
@@ -44,7 +44,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     if isinstance(stage, Manifest):
         return stage
     started = time.monotonic()
-    records = read_records(pipeline.run_path / "prompts" / "held_out.parquet")[: pipeline.evaluate.limit]
+    records = read_held_out(pipeline.run_path)[: pipeline.evaluate.limit]
     if not records:
         return stage.finish(Counts(0, 0, 0), metrics={"table": {}})
     contestants = _contestants(pipeline, template)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from llmdistill.errors import UsageError
 from llmdistill.record import Record
 from llmdistill.run.files import replacing
-from llmdistill.run.stage import inputs_of, read_shards
+from llmdistill.run.stage import inputs_of, read_all
 
 STAGES = ("generate", "filter", "curate")
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
@@ -86,7 +86,7 @@ def records_of(run_dir: Path, stage: str, form: str) -> Iterator[Record]:
 
 
 def _records(run_dir: Path, stage: str) -> Iterator[Record]:
-    return (record for records in read_shards(run_dir, stage) for record in records)
+    return read_all(run_dir, stage)
 
 
 def _refuse_conversations(records: Iterable[Record]) -> None:

@@ -27,7 +27,7 @@ from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
-from llmdistill.run.stage import Outcome, Stage, read_shards
+from llmdistill.run.stage import Outcome, Stage, read_all, read_shards
 from llmdistill.verify.records import RecordVerifier
 
 
@@ -103,7 +103,7 @@ def ask_sample(pipeline: Pipeline, num: int) -> list[Completion]:
     Only prompts that the stage would ask this teacher about are drawn.
     """
     teacher, weights = main_teacher(pipeline), weights_of(pipeline.generate)
-    pool = [record for record in _pool(pipeline) if share_of(record.id, weights) == 0]
+    pool = [record for record in read_all(pipeline.run_path, "prompts") if share_of(record.id, weights) == 0]
     records = random.Random(pipeline.seed).sample(pool, min(num, len(pool)))
     with _journal(pipeline, teacher) as journal:
         requests = [teacher.request(record) for record in records]
@@ -122,8 +122,3 @@ def answered(pipeline: Pipeline) -> list[Completion]:
 
 def _journal(pipeline: Pipeline, teacher: Teacher) -> Journal:
     return Stage(pipeline.run_path, "generate", {}).journal(teacher.asker.asked)
-
-
-def _pool(pipeline: Pipeline) -> Iterator[Record]:
-    """Records of the stage `prompts`, one shard in memory at a time."""
-    return (record for records in read_shards(pipeline.run_path, "prompts") for record in records)

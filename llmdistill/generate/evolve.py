@@ -25,7 +25,7 @@ from llmdistill.record import Record, Reject, record_id
 from llmdistill.run.digest import Parts
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
-from llmdistill.run.stage import Stage, num_records, read_shards
+from llmdistill.run.stage import Stage, num_records, read_all
 from llmdistill.templates import EvolveTemplate, TeacherTemplate, fence_for, load_template
 from llmdistill.text import plain
 
@@ -88,7 +88,7 @@ class Evolved:
             return stage.finish(counts, replace(usage + answered, seconds=max(usage.seconds, answered.seconds)))
 
     def _pool(self) -> Iterator[Record]:
-        return (record for records in read_shards(self.pipeline.run_path, "prompts") for record in records)
+        return read_all(self.pipeline.run_path, "prompts")
 
     def _requests(self) -> Iterator[Request]:
         """What is asked for first: each prompt in each kind."""

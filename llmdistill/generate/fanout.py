@@ -13,10 +13,8 @@ from pathlib import Path
 
 from llmdistill.record import Record, Reject
 from llmdistill.run.manifest import Counts
-from llmdistill.run.stage import REJECTS, Outcome, Stage, part_paths, read_records
+from llmdistill.run.stage import REJECTS, Outcome, Stage, part_paths, read_held_out
 from llmdistill.text import plain
-
-HELD_OUT = "held_out.parquet"
 
 
 def write_outcomes(stage: Stage, results: Iterable[Record | Reject], shard_size: int) -> Counts:
@@ -52,7 +50,7 @@ class Known:
     """Questions that are there already, in plain form: a new one must be none of them."""
 
     def __init__(self, run_dir: Path, pool: Iterable[Record]) -> None:
-        self._held_out = {plain(record.question) for record in read_records(run_dir / "prompts" / HELD_OUT)}
+        self._held_out = {plain(record.question) for record in read_held_out(run_dir)}
         self._seen = {plain(record.question) for record in pool}
 
     def is_held_out(self, question: str) -> bool:

@@ -17,10 +17,8 @@ from llmdistill.generate.synthesis import Synthesis
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.files import read_json
 from llmdistill.run.manifest import Counts, Manifest
-from llmdistill.run.stage import Stage, begin, inputs_of, write_part, write_records
+from llmdistill.run.stage import HELD_OUT, Stage, begin, inputs_of, write_part, write_records
 from llmdistill.templates import TeacherTemplate, load_template
-
-HELD_OUT = "held_out.parquet"
 
 
 class Mode(Protocol):

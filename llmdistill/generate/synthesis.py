@@ -26,7 +26,7 @@ from llmdistill.record import Message, Record, Reject, Source, TeacherInfo, reco
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
-from llmdistill.run.stage import FAILED, Stage, num_records, read_shards
+from llmdistill.run.stage import FAILED, Stage, num_records, read_all
 from llmdistill.templates import DocumentPairsTemplate, PairsTemplate, fence_for, load_template
 
 UNUSABLE = {
@@ -107,10 +107,10 @@ class Synthesis:
 
     def _shown(self) -> Iterator[list[Record]]:
         """What each request shows: a chunk, or some seeds."""
-        shards = read_shards(self.pipeline.run_path, "prompts")
+        found = read_all(self.pipeline.run_path, "prompts")
         if self.from_documents:
-            return ([record] for records in shards for record in records)
-        pool = [record for records in shards for record in records]
+            return ([record] for record in found)
+        pool = list(found)
         drawn = draw(len(pool), self.settings.examples, num_requests(self.pipeline, len(pool)), self.pipeline.seed)
         return ([pool[index] for index in indices] for indices in drawn)
 
@@ -124,8 +124,7 @@ class Synthesis:
 
     def _results(self, journal: Journal, failed: dict[str, Completion]) -> Iterator[Record | Reject]:
         """What became of every pair, in the order of the requests."""
-        shards = read_shards(self.pipeline.run_path, "prompts")
-        seeds = () if self.from_documents else (record for records in shards for record in records)
+        seeds = () if self.from_documents else read_all(self.pipeline.run_path, "prompts")
         known = Known(self.pipeline.run_path, seeds)
         for question in self._questions():
             completion = answer_of(question.id, journal, failed)

@@ -12,6 +12,7 @@ When a stage is done over with other settings, its former results move to
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ from llmdistill.run.manifest import FILE_NAME, Counts, Manifest, Usage, package_
 from llmdistill.run.tables import appending, in_threads, read_columns
 
 REJECTS = "rejects.parquet"
+HELD_OUT = "held_out.parquet"
 _BEGUN = "begun.json"
 _WORKING = "working"
 
@@ -327,6 +329,16 @@ def table_readers(run_dir: Path, name: str) -> Iterator[ReadTable]:
         paths = [run_dir / name / file for file in sorted(manifest.outputs) if file.startswith("part-")]
     for path in paths:
         yield partial(_read_result, path, manifest)
+
+
+def read_all(run_dir: Path, name: str) -> Iterator[Record]:
+    """Records of a finished stage one by one; one shard is in memory at a time."""
+    return itertools.chain.from_iterable(read_shards(run_dir, name))
+
+
+def read_held_out(run_dir: Path) -> list[Record]:
+    """Prompts that the stage `prompts` has held out."""
+    return read_records(run_dir / "prompts" / HELD_OUT)
 
 
 def num_records(run_dir: Path, name: str) -> int:

@@ -28,7 +28,7 @@ from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.files import sync_dir, writing
 from llmdistill.run.manifest import Counts, Manifest
 from llmdistill.run.progress import progress
-from llmdistill.run.stage import Stage, begin, inputs_of, read_shards
+from llmdistill.run.stage import Stage, begin, inputs_of, read_all
 from llmdistill.templates import TeacherTemplate, load_template
 from llmdistill.train.examples import Example, Unusable, encode
 
@@ -55,7 +55,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     if isinstance(stage, Manifest):
         shutil.rmtree(pipeline.run_path / "train" / "checkpoints", ignore_errors=True)
         return stage
-    records = [record for shard in read_shards(pipeline.run_path, "curate") for record in shard]
+    records = list(read_all(pipeline.run_path, "curate"))
     untrained = _untrained_student(pipeline, stage.dir, records)
     tokenizer = load_tokenizer(untrained)
     model = load_model(untrained, weights_dtype(pipeline.train), pipeline.train.device)
