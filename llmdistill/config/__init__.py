@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from llmdistill.config.base import Execution, Fraction, NotNegative, Positive, Seed, Settings
-from llmdistill.config.data import CoTeacher, Curate, Evolve, Fields, Generate, Prompts, Samples, Synthesis
+from llmdistill.config.curation import Curate, Decontaminate, Embed, Quotas
+from llmdistill.config.data import CoTeacher, Evolve, Fields, Generate, Prompts, Samples, Synthesis
 from llmdistill.config.judging import Calibration, Checks, Filter, Judge, Juror, Verify
 from llmdistill.config.models import Api, Model, Price, Vllm
 from llmdistill.config.training import Budget, Evaluate, Lora, Report, Student, Train
@@ -24,6 +25,8 @@ __all__ = [
     "Checks",
     "CoTeacher",
     "Curate",
+    "Decontaminate",
+    "Embed",
     "Evaluate",
     "Evolve",
     "Execution",
@@ -40,6 +43,7 @@ __all__ = [
     "Positive",
     "Price",
     "Prompts",
+    "Quotas",
     "Report",
     "Samples",
     "Seed",
@@ -113,6 +117,11 @@ class Pipeline(Settings):
     def train_seed(self) -> int:
         """Seed of the training order and of new weights."""
         return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def curate_seed(self) -> int:
+        """Seed of the selection."""
+        return self.seed if self.curate.seed is None else self.curate.seed
 
     @property
     def judge_model(self) -> Model | None:

@@ -166,14 +166,3 @@ class Generate(Settings):
         if wrong and not answers:
             raise ValueError(f"{' and '.join(wrong)} go with mode: rationale or mode: answer")
         return self
-
-
-class Curate(Settings):
-    """Which of the good answers are chosen. `size` None keeps all that are not duplicates."""
-
-    near_duplicates: Fraction | None = 0.7
-    near_held_out: Fraction | None = 0.7
-    embed: Literal["tfidf", "teacher"] = "tfidf"
-    select: Literal["cluster", "top_score", "random"] = "cluster"
-    size: Positive | None = None
-    shard_size: Positive = 10_000

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmdistill.config import Curate, Model, Pipeline
+from llmdistill.config import Decontaminate, Model, Pipeline
 from llmdistill.curate.duplicates import near_copies_of
 from llmdistill.engines.families import families_of, num_parameters_of, same_model
 from llmdistill.engines.terms import terms_of
@@ -132,8 +132,8 @@ def find_leaks(pipeline: Pipeline, prompts: PromptSet) -> Leaks:
     """Look for held-out prompts in the training pool, at the pipeline's own threshold."""
     equal = [reject for reject in prompts.rejects if _is_equal_leak(pipeline, reject.reason, reject.detail)]
     pool = prompts.pool[:MOST_COMPARED]
-    usual: float = Curate.model_fields["near_held_out"].default
-    threshold = usual if pipeline.curate.near_held_out is None else pipeline.curate.near_held_out
+    usual: float = Decontaminate.model_fields["near"].default
+    threshold = _near(pipeline) or usual
     originals = prompts.held_out if pool else []
     matches = near_copies_of([held.question for held in originals], [record.question for record in pool], threshold)
     alike = [(record, match) for record, match in zip(pool, matches, strict=True) if match]
@@ -142,6 +142,11 @@ def find_leaks(pipeline: Pipeline, prompts: PromptSet) -> Leaks:
         record, match = alike[0]
         first = f"{_shown(record)} is {match.similarity:.0%} like {_shown(prompts.held_out[match.index])}"
     return Leaks(len(equal), len(alike), len(pool), first)
+
+
+def _near(pipeline: Pipeline) -> float | None:
+    """Similarity to a held-out prompt from which curate drops a record; None when it does not look."""
+    return pipeline.curate.decontaminate.near if pipeline.curate.decontaminate else None
 
 
 def _is_equal_leak(pipeline: Pipeline, reason: str, detail: str) -> bool:
@@ -264,14 +269,14 @@ def _leaks(pipeline: Pipeline, leaks: Leaks) -> list[Warning]:
     if leaks.num_equal:
         parts.append(f"{leaks.num_equal:,} equal a held-out one (rejected)")
     if leaks.num_alike:
-        dropped = "no stage drops them" if pipeline.curate.near_held_out is None else "curate drops them"
+        dropped = "no stage drops them" if _near(pipeline) is None else "curate drops them"
         parts.append(f"{leaks.num_alike:,} of {leaks.num_compared:,} nearly equal one ({dropped})")
     if not parts:
         return []
     text = f"held-out prompts are in the training pool: {' and '.join(parts)}; the first: {leaks.first}"
     do = "hold out prompts of another source"
-    if pipeline.curate.near_held_out is None:
-        do += ", and set curate.near_held_out"
+    if _near(pipeline) is None:
+        do += ", and set curate.decontaminate.near"
     return [warning("held_out_in_pool", text, do)]
 
 
