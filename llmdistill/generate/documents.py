@@ -19,9 +19,9 @@ import regex
 
 from llmdistill.config import Prompts
 from llmdistill.errors import ConfigError, InputError
-from llmdistill.generate.rows import storable
 from llmdistill.pipeline_file import find_file, shipped_root
 from llmdistill.record import Record, Reject, Source, record_id
+from llmdistill.rows import storable
 from llmdistill.run.files import sha256_of
 
 SUFFIXES = (".txt", ".md")

@@ -19,9 +19,9 @@ from llmdistill.errors import ConfigError
 from llmdistill.generate.asker import Asker
 from llmdistill.generate.fanout import Known, write_outcomes
 from llmdistill.generate.replies import with_answer
-from llmdistill.generate.rows import has_surrogate, storable
 from llmdistill.generate.synthesis import UNUSABLE, generation
 from llmdistill.record import Record, Reject, record_id
+from llmdistill.rows import has_surrogate, storable
 from llmdistill.run.digest import Parts
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest

@@ -38,8 +38,8 @@ from llmdistill.generate.prompts import (
     with_input,
 )
 from llmdistill.generate.replies import read_reply
-from llmdistill.generate.rows import BadRowError, has_surrogate
 from llmdistill.record import Message, Record, Reject, Source, TeacherInfo, record_id
+from llmdistill.rows import BadRowError, has_surrogate
 from llmdistill.run.digest import Parts
 from llmdistill.run.manifest import Manifest
 from llmdistill.run.stage import Outcome, Stage, read_shards

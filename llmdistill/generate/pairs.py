@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from llmdistill.generate.rows import has_surrogate, storable
+from llmdistill.rows import has_surrogate, storable
 from llmdistill.templates import PairsTemplate
 from llmdistill.text import plain
 

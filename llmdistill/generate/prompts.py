@@ -10,9 +10,9 @@ from typing import Any
 from llmdistill.config import Prompts
 from llmdistill.errors import InputError
 from llmdistill.generate.documents import documents_hash, read_documents
-from llmdistill.generate.rows import BadRowError, as_text, has_surrogate, read_rows, storable
 from llmdistill.pipeline_file import find_file
 from llmdistill.record import Message, Record, Reject, Source, record_id
+from llmdistill.rows import BadRowError, as_text, has_surrogate, read_rows, storable
 from llmdistill.run.files import sha256_of
 
 STAGE = "prompts"

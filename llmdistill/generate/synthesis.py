@@ -21,8 +21,8 @@ from llmdistill.engines.resume import answer_of, usage_of
 from llmdistill.generate.asker import Asker
 from llmdistill.generate.fanout import Known, write_outcomes
 from llmdistill.generate.pairs import Piece, read_pairs
-from llmdistill.generate.rows import storable
 from llmdistill.record import Message, Record, Reject, Source, TeacherInfo, record_id
+from llmdistill.rows import storable
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Manifest
