@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmdistill.decisions import Row
 from llmdistill.errors import UsageError
-from llmdistill.record import from_row
+from llmdistill.fields import value_of
 from llmdistill.run.files import read_table
 from llmdistill.run.stage import REJECTS, part_paths
 
@@ -25,7 +26,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "~": lambda value, wanted: str(wanted) in str(value),
 }
 
-Row = dict[str, Any]
+_DERIVED = ("score", "question", "reply")
 
 
 def read_rows(run_dir: Path, stage: str, rejects: bool = False) -> list[Row]:
@@ -52,6 +53,12 @@ def matching(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
     """Rows that meet every condition, e.g. `score<3`, `reject.reason=low_score`, `answer~pizza`."""
     tests = [_test_of(condition) for condition in conditions]
     return [row for row in rows if all(test(row) for test in tests)]
+
+
+def field_of(condition: str) -> str:
+    """The record's field that a condition is about; empty when it is no condition."""
+    match = _CONDITION.match(condition)
+    return match[1].split(".")[0] if match else ""
 
 
 def _test_of(condition: str) -> Callable[[Row], bool]:
@@ -82,26 +89,6 @@ def _number(text: str, condition: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(f"{text!r} is not a number", where=f"--where {condition}") from None
-
-
-def value_of(row: Row, name: str) -> Any:
-    """A value by its dotted name; `score` is the mean verdict, `question` and `reply` the texts of prompt and answer.
-
-    Raises:
-        UsageError: there is no such field.
-    """
-    record = from_row(row)
-    if name in ("score", "question", "reply"):
-        return getattr(record, name)
-    value: Any = row
-    for key in name.split("."):
-        if value is None:
-            return None
-        if not isinstance(value, dict) or key not in value:
-            known = ", ".join([*row, "score", "question", "reply"])
-            raise UsageError(f"records have no field {name}", do=f"there are {known}")
-        value = value[key]
-    return value
 
 
 def sample(rows: Sequence[Row], size: int, seed: int = 0) -> list[Row]:

@@ -15,6 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmdistill.errors import InputError
+from llmdistill.record import Message
+
+PROMPT_NAMES = ("prompt", "messages", "instruction", "question")
+REFERENCE_NAMES = ("reference", "answer", "output", "response")
+ROLES = ("system", "user", "assistant")
 
 
 class BadRowError(Exception):
@@ -123,3 +128,69 @@ def storable(text: str) -> str:
 def has_surrogate(text: str) -> bool:
     """Whether the text has a lone surrogate, which no UTF-8 file can hold."""
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def first_present(row: dict[str, Any], wanted: str | None, usual: tuple[str, ...]) -> Any:
+    """The value of the wanted column, or of the first usual one that has a value."""
+    names = (wanted,) if wanted else usual
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def prompt_of(row: dict[str, Any], wanted: str | None, system: str | None) -> list[Message]:
+    """The messages of a row's prompt.
+
+    Args:
+        wanted: the column it is in; None tries the usual ones.
+        system: system message of a prompt that has none.
+    """
+    value = first_present(row, wanted, PROMPT_NAMES)
+    if value is None:
+        raise no_prompt(row, (wanted,) if wanted else PROMPT_NAMES)
+    if isinstance(value, str):
+        extra = row.get("input") if "instruction" in row and not wanted else None
+        value = [{"role": "user", "content": with_input(value, extra)}]
+    return checked_prompt(value, system)
+
+
+def with_input(instruction: str, extra: Any) -> str:
+    """An instruction with its input, if it has one, as Alpaca keeps them."""
+    return f"{instruction}\n\n{extra}" if isinstance(extra, str) and extra.strip() else instruction
+
+
+def no_prompt(row: dict[str, Any], names: tuple[str, ...]) -> BadRowError:
+    """What is wrong with a row that has none of these columns."""
+    return BadRowError("no_prompt", f"no field {', '.join(names)} among {', '.join(map(str, row))[:200]}")
+
+
+def checked_prompt(value: Any, system: str | None) -> list[Message]:
+    """A row's messages as a prompt: the user's is the last."""
+    if not isinstance(value, list) or not value:
+        raise BadRowError("empty_prompt" if value == [] else "wrong_type", "a prompt is text or a list of messages")
+    messages = [checked_message(message) for message in value]
+    if messages[-1]["role"] != "user":
+        raise BadRowError("last_message_not_user", "the last message of a prompt is the user's")
+    if not messages[-1]["content"].strip():
+        raise BadRowError("empty_prompt")
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def checked_message(message: Any) -> Message:
+    """One message of a row, without what is not its role or content."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        raise BadRowError("wrong_type", "a message is an object with role and content, both text")
+    if message.get("role") not in ROLES:
+        raise BadRowError("unknown_role", f"{str(message.get('role'))[:50]}; there are {', '.join(ROLES)}")
+    if has_surrogate(message["content"]):
+        raise BadRowError("invalid_unicode", "a lone surrogate, which no UTF-8 file can hold")
+    return {"role": message["role"], "content": message["content"]}
+
+
+def reference_of(row: dict[str, Any], wanted: str | None, usual: tuple[str, ...]) -> str | None:
+    """A row's gold answer as text, if it has one."""
+    value = first_present(row, wanted, usual)
+    if value is None:
+        return None
+    text = as_text(value)
+    return None if has_surrogate(text) else text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llmdistill.errors import UsageError
-from llmdistill.inspection import matching, read_rows, sample, value_of
-from llmdistill.record import Reject
+from llmdistill.fields import value_of
+from llmdistill.inspection import matching, read_rows, sample
+from llmdistill.record import Reject, to_row
 from tests.runs import answered, finish_stage
 
 RECORDS = [answered(f"Question {number}?", f"Answer {number}: 답", score=float(number)) for number in range(1, 6)]
@@ -56,6 +57,15 @@ def test_rows_of_all_shards_and_of_the_rejects(run_dir, rows):
 )
 def test_conditions_pick_the_rows_they_say(rows, conditions, found):
     assert [int(value_of(row, "score")) for row in matching(rows, conditions)] == found
+
+
+def test_a_condition_on_a_key_of_meta_passes_over_records_without_it():
+    rows = [
+        {**to_row(RECORDS[number]), "meta": meta} for number, meta in enumerate(['{"topic": "대수"}', "{}", '{"n": 3}'])
+    ]
+    assert matching(rows, ["meta.topic=대수"]) == rows[:1]
+    assert matching(rows, ["meta.n>2"]) == rows[2:]
+    assert matching(rows, ["meta~topic"]) == rows[:1]
 
 
 def test_a_condition_on_the_reason_of_a_reject(run_dir):

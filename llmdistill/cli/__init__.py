@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from llmdistill.cli import calibrate, doctor, export, init, inspect, plan, run, stage
+from llmdistill.cli import ablate, calibrate, doctor, export, init, inspect, plan, run, stage
 from llmdistill.errors import Interrupted, LlmdistillError
 from llmdistill.run.signals import stopping_in_order
 
@@ -29,6 +29,7 @@ for _name in stage.HELP:
     app.command(_name, help=stage.HELP[_name])(stage.command(_name))
 app.command("plan")(plan.plan)
 app.command("calibrate")(calibrate.calibrate)
+app.command("ablate")(ablate.ablate)
 app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)

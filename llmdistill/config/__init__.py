@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from llmdistill.config.ablation import UNTRAINED, Ablation
 from llmdistill.config.base import Execution, Fraction, NotNegative, Positive, Seed, Settings
 from llmdistill.config.curation import Curate, Decontaminate, Embed, Quotas
 from llmdistill.config.data import CoTeacher, Evolve, Fields, Generate, Prompts, Samples, Synthesis
@@ -19,6 +20,8 @@ from llmdistill.config.models import Api, Model, Price, Vllm
 from llmdistill.config.training import Budget, Evaluate, Lora, Report, Student, Train
 
 __all__ = [
+    "UNTRAINED",
+    "Ablation",
     "Api",
     "Budget",
     "Calibration",
@@ -72,6 +75,7 @@ class Pipeline(Settings):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+    ablation: Ablation | None = None
     budget: Budget = Budget()
 
     @model_validator(mode="after")

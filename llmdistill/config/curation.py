@@ -12,25 +12,33 @@ from llmdistill.config.base import Execution, Fraction, Positive, Seed, Settings
 class Decontaminate(Settings):
     """Training records that resemble an evaluation set are dropped: the run's own held-out prompts, and `against`.
 
-    `against` names files of prompts (JSONL, JSON, Parquet). A record is contaminated when its question is at least
-    `near` like an evaluation question (Jaccard), when at least `overlap` of an evaluation question's n-grams stand in
-    the record (`ngram` words, or characters in languages written without spaces), or when the embeddings of the two
-    questions have at least the cosine `similarity`. None switches a measure off.
+    `against` names files of prompts (JSONL, JSON, Parquet); `field` is their column, None tries the usual names. A
+    record is contaminated when at least `overlap` of an evaluation question stands, in runs of `ngram` words, in its
+    question or its reply (half as many again where most characters are a word of their own: Chinese, Japanese, Thai,
+    Hangul); runs that many texts share count little. Or when its question is at least `near` like an evaluation
+    question (Jaccard), or their embeddings have at least the cosine `similarity`. None switches a measure off.
     """
 
     against: tuple[str, ...] = ()
+    field: str | None = None
     near: Fraction | None = 0.7
     overlap: Fraction | None = 0.5
-    ngram: Positive = 8
+    ngram: Positive = 5
     similarity: Fraction | None = None
 
 
 class Embed(Settings):
     """How prompts become vectors.
 
-    `tfidf` needs no model. `sentence` is any sentence-transformers model, `static` the mean of a model's token
-    embeddings (no forward pass), `student` and `teacher` the mean of a language model's hidden states. `model` is
-    for `sentence` and `static`; without it `static` takes the student's token embeddings.
+    `tfidf` needs no model. `sentence` is any sentence-transformers model (the extra `embed`), `static` the mean of a
+    model's token embeddings (no forward pass), `student` and `teacher` the mean of a language model's hidden states.
+    `model` is for `sentence` and `static`: a local directory, a Hub id or a packaged name; without it `static` takes
+    the student's token embeddings. The student is meant as it is before training.
+
+    Attributes:
+        max_tokens: what a prompt has beyond these is not read; `tfidf` reads all.
+        batch_size: texts that go through the model at once.
+        device: auto, cpu, cuda, mps, ...
     """
 
     method: Literal["tfidf", "static", "sentence", "student", "teacher"] = "tfidf"
@@ -52,6 +60,8 @@ class Embed(Settings):
             raise ValueError("embed.method: sentence needs embed.model")
         if self.model is not None and self.method not in ("sentence", "static"):
             raise ValueError(f"embed.model is for sentence and static; {self.method} knows its own")
+        if self.revision is not None and self.model is None:
+            raise ValueError("embed.revision is one of embed.model, which is not given")
         return self
 
 

@@ -1,73 +1,267 @@
-"""Near duplicates by MinHash LSH (Broder 1997) over character shingles, checked by exact Jaccard similarity.
+"""Near duplicates: the same question with typos, other spacing, another order of words, or other Korean particles.
 
-Characters rather than words: spacing and Korean particles do not hide a copy.
+Candidates come from MinHash LSH (Broder 1997) over two views of a text (`shingles`), and every candidate is compared
+exactly. Two texts are copies when the more similar view reaches the threshold (Jaccard) and the texts ask the same:
+with other numbers, another negation, or a word in the place of another word, a text is another exercise, however
+much of a template or a passage the two have in common.
 """
 
 from __future__ import annotations
 
+import functools
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-NUM_PERM = 128
-SHINGLE = 5
+import numpy as np
+import regex
+
+from llmdistill.curate.shingles import NUM_PERM, Views, fold, signatures, views, words
+
 _MISSES = 1e-3
 """Share of the pairs at the threshold that the index may miss; more similar pairs are missed far less."""
 
+_DEVIATIONS = 4.0
+"""A candidate whose estimated similarity is this many standard deviations under the threshold is not compared."""
 
-def normalise(text: str) -> str:
-    """Text without what does not change its meaning: case, width, spacing, punctuation.
+CHANGED = 0.5
+"""Edits for each letter of the words that differ, up to which these are one wording: a typo or another particle."""
 
-    Symbols stay (`2+2`, emoji), and so do the marks of arithmetic before a digit (`12/3`, `3.14`, `-5`).
-    Hangul becomes its letters, else a particle would weigh as much as a word.
-    """
-    folded = "".join(unicodedata.normalize("NFKD", text).casefold().split())
-    following = [*folded[1:], ""]
-    return "".join(mark for mark, after in zip(folded, following, strict=False) if _has_meaning(mark, after))
+_COMPARED = 20_000
+"""Letters of the differing words that are aligned; bounds the time for texts of megabytes."""
 
+UNEXPLAINED = 0.15
+"""Share of the differing letters that may be in words without a like: slips in very short words of a long text."""
 
-def _has_meaning(mark: str, after: str) -> bool:
-    return unicodedata.category(mark)[0] in "LNMS" or (mark in "*/-.:" and after.isdigit())
+_MOST_PAIRS = 160_000
+"""Pairs of differing words that are compared one by one."""
 
+_COMPARED_TEXTS = 32
+"""Candidates that a text is compared with, those of the highest estimates: thousands of texts may share a template,
+and a copy is nearer to its original than to them."""
 
-def shingles(text: str) -> frozenset[str]:
-    """Runs of `SHINGLE` characters of the normalised text."""
-    plain = normalise(text)
-    return frozenset(plain[start : start + SHINGLE] for start in range(max(1, len(plain) - SHINGLE + 1)))
-
-
-def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Size of the intersection over size of the union."""
-    return len(first & second) / max(1, len(first | second))
+_CROWD = 2_000
+"""Candidates of a text from which it is faster to look through all texts in order."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """The text that another one nearly equals, and their Jaccard similarity."""
+    """The text that another one nearly equals, and their Jaccard similarity, the value that was compared."""
 
     index: int
     similarity: float
 
 
-def near_duplicates(texts: Sequence[str], threshold: float) -> list[Match | None]:
-    """For each text, the earlier kept text that it nearly equals; None when it is to be kept.
+def near_duplicates(texts: Sequence[str], threshold: float, known: np.ndarray | None = None) -> list[Match | None]:
+    """For each text, the most similar earlier text that it nearly equals and that is kept; None when it is to be kept.
 
-    Greedy in the given order, so put the better texts first: of a group of copies the first is kept.
+    Greedy in the given order, so put the better texts first: of a group of copies the first is kept, and the others
+    name a kept one. Of equally similar ones the earlier is named.
 
     Args:
-        threshold: Jaccard similarity, 0 to 1, from which two texts count as one.
+        threshold: Jaccard similarity, 0 to 1, from which two texts of the same exercise count as one.
+        known: `signatures(texts)` [N, 2 * NUM_PERM], if they are at hand; they serve every threshold.
     """
-    index = _Index(threshold)
-    return [index.match_or_add(position, text) for position, text in enumerate(texts)]
+    index = _Index(signatures(texts) if known is None else known, threshold)
+    matches: list[Match | None] = []
+    for row, text in enumerate(texts):
+        matches.append(_best(text, texts, index.candidates(row), threshold))
+        if matches[row] is None:
+            index.add(row)
+    return matches
 
 
-def near_copies_of(originals: Sequence[str], texts: Sequence[str], threshold: float) -> list[Match | None]:
-    """For each text, the most similar original at or over the threshold, or None."""
-    index = _Index(threshold)
-    for position, text in enumerate(originals):
-        index.add(position, text)
-    return [index.match(text) for text in texts]
+def near_copies_of(
+    originals: Sequence[str], texts: Sequence[str], threshold: float, known: np.ndarray | None = None
+) -> list[Match | None]:
+    """For each text, the most similar original that it nearly equals, or None.
+
+    Args:
+        known: `signatures` of the originals and then of the texts, if they are at hand.
+    """
+    both = [*originals, *texts]
+    index = _Index(signatures(both) if known is None else known, threshold)
+    for row in range(len(originals)):
+        index.add(row)
+    return [_best(both[row], both, index.candidates(row), threshold) for row in range(len(originals), len(both))]
+
+
+def similarity(first: str, second: str) -> float:
+    """Jaccard similarity of two texts, 0 to 1; 0 where they are different exercises."""
+    return _similarity(_read(first), _read(second), 0.0)
+
+
+def _best(text: str, texts: Sequence[str], candidates: Sequence[int], threshold: float) -> Match | None:
+    """The most similar candidate, the earlier one of equals; candidates ascend."""
+    best = None
+    for candidate in candidates:
+        found = _similarity(_read(text), _read(texts[candidate]), max(threshold, best.similarity if best else 0.0))
+        if found >= threshold and (best is None or found > best.similarity):
+            best = Match(candidate, found)
+    return best
+
+
+# What two texts say
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What is compared of a text. Numbers come with the words beside them."""
+
+    views: Views
+    words: tuple[str, ...]
+    numbers: tuple[str, ...]
+    placed: tuple[frozenset[tuple[str, str]], ...]
+    unnumbered: tuple[str, ...]
+    operators: tuple[str, ...]
+    korean_negations: int
+
+
+_NUMBER = regex.compile(r"\p{Nd}+(?:[.,:/]\p{Nd}+)*")
+_TOKEN = regex.compile(rf"{_NUMBER.pattern}|[\p{{L}}\p{{M}}]+|[^\s\p{{P}}]")
+_OPERATOR = regex.compile(r"\p{Sm}|(?<!\p{L})[*/\-](?=\s*\p{Nd})")
+_NOT = regex.compile(
+    "not?|never|none|nor|neither|nothing|nobody|without|cannot|(?:are|ca|could|did|do|does|had|has|have|is|must|should"
+    "|was|were|wo|would)nt"
+)
+_NOT_KOREAN = regex.compile("|".join(unicodedata.normalize("NFD", mark) for mark in ("않", "없", "못", "안", "아니")))
+
+
+@functools.lru_cache(maxsize=8192)
+def _read(text: str) -> _Reading:
+    folded = fold(text)
+    tokens = ["", *_TOKEN.findall(folded), ""]
+    places = [at for at, token in enumerate(tokens) if token[:1].isdecimal()]
+    return _Reading(
+        views=views(text),
+        words=tuple(words(text)),
+        numbers=tuple(tokens[at].replace(",", "") for at in places),
+        placed=tuple(frozenset([("before", tokens[at - 1]), ("after", tokens[at + 1])]) for at in places),
+        unnumbered=tuple(token for token in tokens if not token[:1].isdecimal()),
+        operators=tuple(sorted(_OPERATOR.findall(folded))),
+        korean_negations=len(_NOT_KOREAN.findall("".join(folded.split()))),
+    )
+
+
+def _similarity(first: _Reading, second: _Reading, least: float) -> float:
+    """As `similarity`, but 0 for what is under `least`: the costly comparisons are left out then."""
+    found = first.views.similarity(second.views)
+    return found if found >= least and _same_exercise(first, second) else 0.0
+
+
+def _same_exercise(first: _Reading, second: _Reading) -> bool:
+    return (
+        _same_numbers(first, second)
+        and first.operators == second.operators
+        and first.korean_negations == second.korean_negations
+        and _same_wording(first.words, second.words)
+    )
+
+
+def _same_numbers(first: _Reading, second: _Reading) -> bool:
+    """Whether the numbers are the same.
+
+    Where their order is another one, that of the words must be too, and each must have kept a word beside it.
+    """
+    if first.numbers == second.numbers:
+        return True
+    if sorted(first.numbers) != sorted(second.numbers) or first.unnumbered == second.unnumbered:
+        return False
+    places: dict[str, list[frozenset[tuple[str, str]]]] = {}
+    for number, placed in zip(second.numbers, second.placed, strict=True):
+        places.setdefault(number, []).append(placed)
+    return all(
+        any(placed & other for other in places[number])
+        for number, placed in zip(first.numbers, first.placed, strict=True)
+    )
+
+
+def _same_wording(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether the words that only one text has are spellings of those that only the other has.
+
+    Words that are only added are no other wording, for nothing stands in their place; but a negation is.
+    """
+    if "".join(first) == "".join(second):
+        return True
+    left, right = _only_in(first, second), _only_in(second, first)
+    if not (_negated_alike(left, right) and _negated_alike(right, left)):
+        return False
+    if not left or not right or _alike("".join(left), "".join(right)):
+        return True
+    differing = len("".join(left))
+    left, right = _without_spellings(left, right)
+    return min(len("".join(left)), len("".join(right))) <= UNEXPLAINED * differing
+
+
+def _only_in(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Words of the first text, as often as the second lacks them, in their order."""
+    surplus = Counter(first)
+    surplus.subtract(Counter(second))
+    only = []
+    for word in first:
+        if surplus[word] > 0:
+            surplus[word] -= 1
+            only.append(word)
+    return only
+
+
+def _negated_alike(words: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether the others have each negation among the words too: mistyped, or written together with a neighbour."""
+    joined = "".join(others)
+    return all(
+        word in joined or any(edit_distance(word, other) <= 1 for other in others)
+        for word in words
+        if _NOT.fullmatch(word)
+    )
+
+
+def _without_spellings(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
+    """The words without the pairs that are spellings of each other, wherever they stand."""
+    if len(left) * len(right) > _MOST_PAIRS:
+        return left, right
+    alone, rest = [], list(right)
+    for word in left:
+        spellings = [other for other in rest if _alike(word, other)]
+        if spellings:
+            rest.remove(min(spellings, key=lambda other: edit_distance(word, other)))
+        else:
+            alone.append(word)
+    return alone, rest
+
+
+def _alike(first: str, second: str) -> bool:
+    """Whether few edits lie between two spellings. A slip in two letters is one edit; `A` for `B` is no slip."""
+    first, second = first[:_COMPARED], second[:_COMPARED]
+    longest = max(len(first), len(second))
+    allowed = max(CHANGED * longest, 1.0 if longest > 1 else 0.0)
+    return abs(len(first) - len(second)) <= allowed and edit_distance(first, second) <= allowed
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Letters wrong, missing, added or exchanged with their neighbour.
+
+    Computed a column at a time in the bits of an integer (Myers 1999; with exchanges, Hyyrö 2003).
+    """
+    if not first or not second:
+        return max(len(first), len(second))
+    places: dict[str, int] = {}
+    for at, letter in enumerate(first):
+        places[letter] = places.get(letter, 0) | 1 << at
+    full, last = (1 << len(first)) - 1, 1 << (len(first) - 1)
+    up, down, zero, before, distance = full, 0, 0, 0, len(first)
+    for letter in second:
+        equal = places.get(letter, 0)
+        exchanged = ((~zero & equal) << 1) & before
+        zero = ((((equal & up) + up) ^ up) | equal | down | exchanged) & full
+        rises, falls = (down | ~(zero | up)) & full, up & zero
+        distance += bool(rises & last) - bool(falls & last)
+        rises, falls = rises << 1 | 1, falls << 1
+        up, down, before = (falls | ~(zero | rises)) & full, rises & zero & full, equal
+    return distance
+
+
+# Which texts are compared
 
 
 def num_bands(threshold: float) -> int:
@@ -82,40 +276,79 @@ def num_bands(threshold: float) -> int:
 
 
 class _Index:
-    """Texts that are kept, found again by what resembles them."""
+    """Texts that are kept, found again by what resembles them.
 
-    def __init__(self, threshold: float) -> None:
-        from rensa import RMinHashLSH
+    Texts share a bucket where a band of their signatures is equal. Which buckets a text lies in is found for all
+    texts at once, by sorting; only texts that share one with another are ever looked at.
+    """
 
-        self.threshold = threshold
-        self._lsh = RMinHashLSH(threshold=threshold, num_perm=NUM_PERM, num_bands=num_bands(threshold))
-        self._sets: dict[int, frozenset[str]] = {}
+    def __init__(self, known: np.ndarray, threshold: float) -> None:
+        self._signatures = known
+        self._buckets = _buckets(known, num_bands(threshold))
+        self._members: dict[int, list[int]] = {}
+        self._kept = np.zeros(len(known), bool)
+        margin = _DEVIATIONS * (threshold * (1 - threshold) / NUM_PERM) ** 0.5
+        self._fewest = (threshold - margin) * NUM_PERM
 
-    def add(self, position: int, text: str) -> None:
-        """Keep a text under its position."""
-        tokens = shingles(text)
-        self._sets[position] = tokens
-        self._lsh.insert(position, _minhash(tokens))
+    def add(self, row: int) -> None:
+        """Keep a text."""
+        self._kept[row] = True
+        for bucket in self._of(row):
+            self._members.setdefault(bucket, []).append(row)
 
-    def match(self, text: str) -> Match | None:
-        """The most similar text, the earlier one of equals."""
-        tokens = shingles(text)
-        candidates = self._lsh.query(_minhash(tokens))
-        similar = [(jaccard(tokens, self._sets[candidate]), -candidate) for candidate in candidates]
-        similarity, position = max(similar, default=(-1.0, 0))
-        return Match(-position, similarity) if similarity >= self.threshold else None
+    def candidates(self, row: int) -> list[int]:
+        """The kept texts that may be similar to a text, in order."""
+        shared = [self._members[bucket] for bucket in self._of(row) if bucket in self._members]
+        if not shared:
+            return []
+        if sum(map(len, shared)) > max(_CROWD, row // 8):
+            rows = np.concatenate(list(self._in_order(row)))
+        else:
+            rows = np.array(sorted(set().union(*shared)))
+        equal = self._equal(row, rows)
+        nearest = np.lexsort((rows, -equal))[:_COMPARED_TEXTS]
+        return sorted(rows[nearest[equal[nearest] >= self._fewest]].tolist())
 
-    def match_or_add(self, position: int, text: str) -> Match | None:
-        """The text it nearly equals; where there is none, keep it."""
-        match = self.match(text)
-        if match is None:
-            self.add(position, text)
-        return match
+    def _of(self, row: int) -> list[int]:
+        buckets = self._buckets[row]
+        return buckets[buckets >= 0].tolist()
+
+    def _in_order(self, row: int) -> Iterator[np.ndarray]:
+        """Looks through all earlier texts at an eighth of their signatures."""
+        for start in range(0, row, 50_000):
+            stop = min(row, start + 50_000)
+            some = self._signatures[start:stop, ::8] == self._signatures[row, ::8]
+            width = some.shape[1] // 2
+            most = np.maximum(some[:, :width].sum(1), some[:, width:].sum(1))
+            yield start + np.flatnonzero((most >= self._fewest / 8 - width / 4) & self._kept[start:stop])
+
+    def _equal(self, row: int, rows: np.ndarray) -> np.ndarray:
+        """Equal hashes of a text and each of `rows` in the view that has more of them."""
+        equal = self._signatures[rows] == self._signatures[row]
+        most: np.ndarray = np.maximum(equal[:, :NUM_PERM].sum(1), equal[:, NUM_PERM:].sum(1))
+        return most
 
 
-def _minhash(tokens: frozenset[str]) -> Any:
-    from rensa import RMinHash
+def _buckets(known: np.ndarray, bands: int) -> np.ndarray:
+    """For each text and band the number of its bucket, -1 where it is alone [N, 2 * bands] int32."""
+    bits = np.uint64(max(1, len(known).bit_length()))
+    out = np.full((len(known), 2 * bands), -1, np.int32)
+    used = 0
+    for band, columns in enumerate(np.split(np.arange(known.shape[1]), 2 * bands)):
+        keys = _band_hash(known[:, columns]) >> bits << bits | np.arange(len(known), dtype=np.uint64)
+        keys.sort()
+        new = np.ones(len(keys) + 1, bool)
+        new[1:-1] = (keys[1:] ^ keys[:-1]) >> bits != 0
+        shared = ~(new[:-1] & new[1:])
+        rows = (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)[shared]
+        out[rows, band] = used + np.cumsum(new[:-1][shared]) - 1
+        used += int(new[:-1][shared].sum())
+    return out
 
-    minhash = RMinHash(num_perm=NUM_PERM, seed=0)
-    minhash.update(sorted(tokens))
-    return minhash
+
+def _band_hash(columns: np.ndarray) -> np.ndarray:
+    hashes = np.zeros(len(columns), np.uint64)
+    for column in columns.T:
+        hashes = (hashes ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(32)
+    return hashes * np.uint64(0xC2B2AE3D27D4EB4F)

@@ -1,148 +1,121 @@
-"""The stage `curate`: near duplicates out, then the selection; every record says why it was kept or dropped."""
+"""The stage `curate`: test questions out, copies out, then the selection; every record says why it was kept or dropped.
+
+What is costly (vectors, signatures) is kept in `curate/journal/` by content, so a moved threshold only compares again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from llmdistill.config import Curate, Pipeline
-from llmdistill.curate.duplicates import Match, near_copies_of, near_duplicates
-from llmdistill.curate.embed import hidden_states, tfidf
-from llmdistill.curate.select import METHODS
-from llmdistill.engines.resume import find_weights
+from llmdistill.config import Pipeline
+from llmdistill.curate import steps
+from llmdistill.curate.contamination import against_hashes, read_sets
+from llmdistill.curate.decisions import Decisions
+from llmdistill.curate.embed import embed_parts
+from llmdistill.curate.lists import listed_rows
+from llmdistill.curate.pool import read_pool
+from llmdistill.curate.quotas import grouping
+from llmdistill.decisions import FILE
 from llmdistill.errors import RejectsError
-from llmdistill.record import Record, Reject, Selection, record_id
+from llmdistill.pipeline_file import find_file
+from llmdistill.record import REJECT_SCHEMA
 from llmdistill.run.digest import Parts, flatten
-from llmdistill.run.files import write_table
+from llmdistill.run.files import sha256_of, write_table
 from llmdistill.run.manifest import Counts, Manifest
-from llmdistill.run.stage import begin, inputs_of, read_all, read_held_out, write_part
-
-MAP = "map.parquet"
+from llmdistill.run.stage import (
+    REJECTS,
+    Stage,
+    begin,
+    inputs_of,
+    part_path,
+    read_all,
+    read_held_out,
+    table_readers,
+)
+from llmdistill.run.tables import GROUP_ROWS, appending
 
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Choose the training set."""
     parts: Parts = {
         **flatten(pipeline.curate.digest_view(), "curate."),
-        "curate.seed": pipeline.seed,
+        "curate.seed": pipeline.curate_seed,
+        **embed_parts(pipeline.curate.embed, pipeline),
+        **_files_read(pipeline),
         **inputs_of(pipeline.run_path, "prompts", "filter"),
     }
-    if pipeline.curate.embed == "teacher":
-        parts["curate.embed_revision"] = find_weights(pipeline.teacher).revision
     stage = begin(pipeline.run_path, "curate", parts, fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
-    records = list(read_all(pipeline.run_path, "filter"))
-    if not records:
-        raise RejectsError("filter kept no record", where=pipeline.run_path, do="lower filter.judge.min_score")
-    records.sort(key=lambda record: (-(record.score or 0.0), record.id))
-    pool, rejects = drop_copies(records, read_held_out(pipeline.run_path), pipeline.curate)
-    kept, left_over, plot = choose(pool, pipeline)
-    for index, start in enumerate(range(0, len(kept), pipeline.curate.shard_size)):
-        write_part(stage, index, kept[start : start + pipeline.curate.shard_size])
-    write_table(stage.dir / MAP, plot)
-    rejects += left_over
-    reasons = stage.write_rejects(rejects)
-    return stage.finish(Counts(len(records), len(kept), len(rejects), reasons=reasons))
+    work = _begin(pipeline, stage)
+    steps.drop_contaminated(work, read_sets(pipeline, read_held_out(pipeline.run_path)))
+    steps.drop_near_copies(work)
+    _check_some_left(work)
+    vectors = steps.vectors_of_open(work)
+    _check_some_left(work)
+    vectors = steps.drop_semantic_copies(work, vectors)
+    rows = work.decisions.open
+    steps.select(work, vectors)
+    steps.explain(work, rows, vectors)
+    with work.step("write"):
+        counts = _write(stage, work.decisions, pipeline)
+    return stage.finish(counts, metrics={**work.metrics, "steps": work.seconds})
 
 
-def drop_copies(records: list[Record], held_out: list[Record], settings: Curate) -> tuple[list[Record], list[Reject]]:
-    """Take out records whose prompt nearly equals a held-out one, or another prompt with a better record (given first).
-
-    Samples of one prompt are no copies of each other; they stay or go together.
-    """
-    rejects: list[Reject] = []
-    if settings.near_held_out is not None and held_out:
-        matches = near_copies_of(_questions(held_out), _questions(records), settings.near_held_out)
-        records, dropped = _split(records, held_out, matches, "near_held_out")
-        rejects += dropped
-    if settings.near_duplicates is not None:
-        best = _best_of_each_prompt(records)
-        originals = list(best.values())
-        found = dict(zip(best, near_duplicates(_questions(originals), settings.near_duplicates), strict=True))
-        matches = [found[record_id(record.prompt)] for record in records]
-        records, dropped = _split(records, originals, matches, "near_duplicate")
-        rejects += dropped
-    return records, rejects
-
-
-def _best_of_each_prompt(records: list[Record]) -> dict[str, Record]:
-    """The first record of each prompt, by the prompt's id."""
-    best: dict[str, Record] = {}
-    for record in records:
-        best.setdefault(record_id(record.prompt), record)
-    return best
-
-
-def _questions(records: list[Record]) -> list[str]:
-    return [record.question for record in records]
-
-
-def _split(
-    records: list[Record], originals: list[Record], matches: list[Match | None], reason: str
-) -> tuple[list[Record], list[Reject]]:
-    kept: list[Record] = []
-    dropped: list[Reject] = []
-    for record, match in zip(records, matches, strict=True):
-        if match is None:
-            kept.append(record)
-            continue
-        original = originals[match.index].id
-        selection = Selection(kept=False, reason=reason, duplicate_of=original)
-        detail = f"{match.similarity:.0%} like {original}"
-        dropped.append(Reject(replace(record, selection=selection), "curate", reason, detail))
-    return kept, dropped
-
-
-def choose(records: list[Record], pipeline: Pipeline) -> tuple[list[Record], list[Reject], pa.Table]:
-    """Select the training set; gives the chosen by rank, the others, and the map of all for the report."""
+def _files_read(pipeline: Pipeline) -> Parts:
+    """Content of the user's files that decide: evaluation sets and lists."""
     settings = pipeline.curate
-    records = sorted(records, key=lambda record: record.id)
-    vectors = _embed(_questions(records), pipeline)
-    scores = np.array([record.score or 0.0 for record in records])
-    size = min(settings.size or len(records), len(records))
-    choice = METHODS[settings.select](vectors, scores, size, pipeline.seed)
-    ranks = {row: rank for rank, row in enumerate(choice.chosen)}
-    clusters: list[int] | list[None] = choice.clusters or [None] * len(records)
-    kept: list[Record] = []
-    left_over: list[Reject] = []
-    for row, record in enumerate(records):
-        reason = settings.select if row in ranks else "not_selected"
-        selection = Selection(row in ranks, reason, None, clusters[row], ranks.get(row))
-        marked = replace(record, selection=selection)
-        if row in ranks:
-            kept.append(marked)
-        else:
-            left_over.append(Reject(marked, "curate", reason, f"{settings.select} chose {size} others"))
-    kept.sort(key=_rank)
-    return kept, left_over, _plot(records, vectors, clusters, ranks)
+    lists = {"must_keep": settings.must_keep, "must_drop": settings.must_drop}
+    hashes: Parts = {f"curate.{key}_sha256": sha256_of(find_file(name, key)) for key, name in lists.items() if name}
+    return {**hashes, **(against_hashes(settings.decontaminate) if settings.decontaminate else {})}
 
 
-def _rank(record: Record) -> int:
-    rank = record.selection.rank if record.selection else None
-    return -1 if rank is None else rank
+def _begin(pipeline: Pipeline, stage: Stage) -> steps.Work:
+    """Read the pool and the user's lists."""
+    settings = pipeline.curate
+    groups = grouping(settings.quotas)
+    pool = read_pool(read_all(pipeline.run_path, "filter"), groups)
+    if not len(pool):
+        raise RejectsError("filter kept no record", where=pipeline.run_path, do="lower filter.judge.min_score")
+    if groups:
+        groups.check()
+    work = steps.Work(pipeline, stage.dir / "journal", pool, Decisions.of(pool.ids))
+    must_keep, must_drop = listed_rows(settings, pool)
+    work.must_keep = frozenset(must_keep)
+    steps.drop_listed(work, must_drop, settings.must_drop or "")
+    return work
 
 
-def _embed(texts: list[str], pipeline: Pipeline) -> np.ndarray:
-    if pipeline.curate.embed == "teacher":
-        return hidden_states(texts, find_weights(pipeline.teacher))
-    return tfidf(texts, pipeline.seed)
+def _check_some_left(work: steps.Work) -> None:
+    if len(work.decisions.open):
+        return
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in _reasons(work.decisions).items())
+    raise RejectsError(
+        f"no record is left to choose from ({reasons})",
+        where=work.pipeline.run_path,
+        do="give prompts that are not in the evaluation sets, or raise the thresholds of curate",
+    )
 
 
-def _plot(records: list[Record], vectors: np.ndarray, clusters: list[Any], ranks: dict[int, int]) -> pa.Table:
-    """First two principal components of the vectors, and who was chosen."""
-    centred = vectors - vectors.mean(0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    places = centred @ axes[:2].T
-    places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
-    columns = {
-        "id": [record.id for record in records],
-        "x": places[:, 0],
-        "y": places[:, 1],
-        "cluster": pa.array(clusters, pa.int64()),
-        "kept": [row in ranks for row in range(len(records))],
-    }
-    return pa.table(columns)
+def _reasons(decisions: Decisions) -> dict[str, int]:
+    reasons, counts = np.unique(decisions.reason[decisions.rank < 0].astype(str), return_counts=True)
+    return dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+
+
+def _write(stage: Stage, decisions: Decisions, pipeline: Pipeline) -> Counts:
+    """The chosen in order of rank, the others in the order of their ids, and the table of all decisions."""
+    records = pa.concat_tables(read() for read in table_readers(pipeline.run_path, "filter"))
+    places = pc.sort_indices(records.column("id")).to_numpy()
+    kept, dropped = decisions.kept, np.flatnonzero(decisions.rank < 0)
+    size = pipeline.curate.shard_size
+    for index, start in enumerate(range(0, len(kept), size)):
+        rows = kept[start : start + size]
+        write_table(part_path(stage.dir, index), decisions.with_selection(records.take(places[rows]), rows))
+    with appending(stage.dir / REJECTS, REJECT_SCHEMA) as append:
+        for start in range(0, len(dropped), GROUP_ROWS):
+            rows = dropped[start : start + GROUP_ROWS]
+            append(decisions.as_rejects(records.take(places[rows]), rows))
+    write_table(pipeline.run_path / FILE, decisions.table())
+    return Counts(len(decisions.ids), len(kept), len(dropped), reasons=_reasons(decisions))

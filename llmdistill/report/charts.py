@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmdistill.report.data import Floats, RunData
+from llmdistill.report.coverage import CoverageView, Curve, Floats, coverage_of
+from llmdistill.report.curation import Curation
+from llmdistill.report.data import RunData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +46,15 @@ class Chart:
 
 
 def draw_all(data: RunData, min_score: float | None) -> list[Chart]:
-    """The charts that there is data for."""
-    charts = [_pass_rates(data), _scores(data, min_score), _lengths(data), _map(data), _loss(data)]
+    """The charts of data and training that there is data for."""
+    charts = [_pass_rates(data), _scores(data, min_score), _lengths(data), _loss(data)]
+    return [chart for chart in charts if chart]
+
+
+def draw_choice(data: RunData) -> list[Chart]:
+    """The charts of the selection that there is data for."""
+    view = coverage_of(data.manifests.get("curate"))
+    charts = [_map(data.curation), _coverage(view), _radius(view)]
     return [chart for chart in charts if chart]
 
 
@@ -104,22 +113,55 @@ def _lengths(data: RunData) -> Chart | None:
     return Chart("Reply lengths", _figure(draw, "Reply lengths"), f"{caption}.")
 
 
-def _map(data: RunData) -> Chart | None:
-    num_shown = len(data.places_chosen) + len(data.places_other)
+def _map(curation: Curation) -> Chart | None:
+    layers = (
+        (curation.places_other, _REST, 3.0, "not chosen"),
+        (curation.places_copies, _BAD, 3.0, "copies"),
+        (curation.places_chosen, _GOOD, 4.0, "chosen for training"),
+    )
+    num_shown = sum(len(points) for points, *_ in layers)
     if not num_shown:
         return None
 
     def draw(axes: Axes) -> None:
-        for points, colour, size, label in (
-            (data.places_other, _REST, 3.0, "not chosen"),
-            (data.places_chosen, _GOOD, 4.0, "chosen for training"),
-        ):
+        for points, colour, size, label in layers:
             if len(points):
                 _dots(axes, points, colour, size, label)
         axes.set(xlabel="first principal component (no unit)", ylabel="second (no unit)")
 
-    caption = f"One point is one prompt; near ones are alike. {num_shown:,} of {data.num_places:,} are drawn."
+    caption = f"One point is one prompt; near ones are alike. {num_shown:,} of {curation.num_places:,} are drawn."
     return Chart("What was chosen", _figure(draw, "Map of the prompts", height=3.6), caption)
+
+
+def _coverage(view: CoverageView | None) -> Chart | None:
+    if view is None or len(view.sizes) < 2:
+        return None
+    svg = _figure(_drawing_of(view.sizes, view.coverage, "similarity (1 + cosine) / 2"), "Coverage", height=3.6)
+    caption = "Similarity of a record to the nearest of the first n chosen, mean over the pool: higher is better."
+    return Chart("Coverage", svg, f"{caption} {_band_words(view)}")
+
+
+def _radius(view: CoverageView | None) -> Chart | None:
+    if view is None or len(view.sizes) < 2:
+        return None
+    svg = _figure(_drawing_of(view.sizes, view.radius, "distance (no unit)"), "Worst covered record", height=3.6)
+    caption = "Distance of the worst covered record from the nearest of the first n chosen: lower is better."
+    return Chart("Worst covered record", svg, f"{caption} {_band_words(view)}")
+
+
+def _band_words(view: CoverageView) -> str:
+    return f"Grey: from the lowest to the highest of {view.num_random} random choices."
+
+
+def _drawing_of(sizes: Floats, curve: Curve, ylabel: str) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        around = np.concatenate([sizes, sizes[::-1]]), np.concatenate([curve.low, curve.high[::-1]])
+        axes.fill(*around, color=_REST, alpha=0.35, linewidth=0)
+        axes.plot(sizes, curve.mean, color=_REST, linewidth=1.5, label="chosen at random")
+        axes.plot(sizes, curve.chosen, color=_GOOD, linewidth=2, label="chosen")
+        axes.set(xlabel="n, number of records", ylabel=ylabel, xscale="log")
+
+    return draw
 
 
 def _dots(axes: Axes, points: Floats, colour: str, size: float, label: str) -> None:
@@ -192,7 +234,7 @@ def _figure(draw: Callable[[Axes], None], name: str, height: float = _HEIGHT) ->
 
 def _dress(axes: Axes) -> None:
     """Light frame, whole numbers where counts are, and a legend above that covers no data."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -203,7 +245,12 @@ def _dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axes.get_xlabel() == "training step"))
+    if axes.get_xscale() == "log":
+        axes.minorticks_off()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=axes.get_xlabel() == "training step"))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=axes.get_ylabel() == "records"))
     for artist in (*axes.lines, *axes.patches, *axes.xaxis.get_gridlines(), *axes.yaxis.get_gridlines()):
         artist.set_clip_on(False)

@@ -22,6 +22,9 @@ import pyarrow.dataset as ds
 
 from llmdistill.errors import DamagedError
 from llmdistill.record import Record, from_row
+from llmdistill.report.ablation import AblationView, read_ablation
+from llmdistill.report.coverage import Floats
+from llmdistill.report.curation import Curation, read_curation
 from llmdistill.report.judging import CalibrationView, read_calibration
 from llmdistill.report.words import number
 from llmdistill.run.manifest import Manifest, Usage, read_manifest
@@ -30,12 +33,8 @@ from llmdistill.run.stage import REJECTS, part_paths
 STAGES = ("prompts", "generate", "filter", "curate", "train", "evaluate")
 EXAMPLES_PER_REASON = 3
 MAX_REASONS = 40
-MAX_POINTS = 2_000
-_MAP = "map.parquet"
 _PASS_RATE = r'"pass_rate": (?P<rate>\d+(?:\.\d+)?)'
 """As `Record.with_meta` writes it; inside another text its quotation marks are escaped."""
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,6 @@ class RunData:
     """What a run left on disk, as far as the page shows it.
 
     `scores_*`: [records] score of a record's last verdict. `tokens_*`: [records] tokens of the teacher's reply.
-    `places_*`: [points, 2] of the map, at most `MAX_POINTS` together out of `num_places`.
     `pass_rates`: [records] share of right answers to a record's prompt. `answerers`: models of the teacher's answers.
     `num_equal_held_out`: rows rejected because they equal a prompt of the held-out file; the first of them in words.
     """
@@ -104,10 +102,9 @@ class RunData:
     scores_rejected: Floats = field(default_factory=_nothing)
     tokens_all: Floats = field(default_factory=_nothing)
     tokens_chosen: Floats = field(default_factory=_nothing)
-    places_chosen: Floats = field(default_factory=_nothing)
-    places_other: Floats = field(default_factory=_nothing)
-    num_places: int = 0
     pass_rates: Floats = field(default_factory=_nothing)
+    curation: Curation = field(default_factory=Curation)
+    ablation: AblationView | None = None
     judges: list[JudgeRow] = field(default_factory=list)
     calibration: CalibrationView | None = None
     answerers: list[str] = field(default_factory=list)
@@ -146,7 +143,6 @@ def read_run(run_dir: Path, num_samples: int) -> RunData:
         DamagedError: a file cannot be read.
     """
     manifests = {name: manifest for name in STAGES if (manifest := read_manifest(run_dir / name))}
-    chosen, other, num_places = _places(run_dir / "curate" / _MAP)
     num_equal, first_equal = _equal_held_out(_rejects(run_dir, "prompts"), manifests.get("prompts"))
     generated = [*part_paths(run_dir / "generate"), *_rejects(run_dir, "generate")]
     judged = [*part_paths(run_dir / "filter"), *_rejects(run_dir, "filter")]
@@ -156,10 +152,9 @@ def read_run(run_dir: Path, num_samples: int) -> RunData:
         scores_rejected=_scores(_rejects(run_dir, "filter")),
         tokens_all=_reply_tokens(generated),
         tokens_chosen=_reply_tokens(part_paths(run_dir / "curate")),
-        places_chosen=chosen,
-        places_other=other,
-        num_places=num_places,
         pass_rates=_pass_rates(generated),
+        curation=read_curation(run_dir, manifests.get("curate")),
+        ablation=read_ablation(run_dir),
         judges=_judges(judged),
         calibration=read_calibration(run_dir),
         answerers=answerers(run_dir),
@@ -271,26 +266,6 @@ def _judge_row(judge: str, criterion: str, rows: list[dict[str, Any]]) -> JudgeR
 def _as_floats(column: Any) -> Floats:
     """The column's numbers, NaN where there is none."""
     return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=float)
-
-
-def _places(path: Path) -> tuple[Floats, Floats, int]:
-    """Chosen points, the others, and how many there are in all; evenly spaced samples of a big map."""
-    with _reading([path] if path.exists() else []) as dataset:
-        if dataset is None:
-            return _nothing(), _nothing(), 0
-        table = dataset.to_table(columns=["x", "y", "kept"])
-        points = np.stack([_as_floats(table.column(name)) for name in ("x", "y")], axis=1)
-        kept = np.asarray(table.column("kept").fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
-    drawable = np.isfinite(points).all(1)
-    chosen, other = points[drawable & kept], points[drawable & ~kept]
-    room = max(MAX_POINTS // 2, MAX_POINTS - len(other))
-    chosen_shown = _thinned(chosen, room)
-    return chosen_shown, _thinned(other, MAX_POINTS - len(chosen_shown)), len(points)
-
-
-def _thinned(rows: Floats, most: int) -> Floats:
-    """At most `most` rows, evenly spaced: rows are ordered by hash, so this is as good as chance."""
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
 def _samples(paths: Sequence[Path], num_samples: int) -> list[Sample]:

@@ -15,8 +15,9 @@ from typing import Any
 
 from llmdistill.config import Pipeline
 from llmdistill.report import words
-from llmdistill.report.charts import draw_all
+from llmdistill.report.charts import Chart, draw_all, draw_choice
 from llmdistill.report.compare import ROLES, conclude, groups
+from llmdistill.report.coverage import coverage_of, coverage_words
 from llmdistill.report.data import Example, JudgeRow, RunData, Sample, usages
 from llmdistill.report.traps import run_warnings
 from llmdistill.run.digest import flatten
@@ -60,7 +61,6 @@ class Reply:
 def render(pipeline: Pipeline, data: RunData) -> str:
     """The whole page as HTML text."""
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_clean, trim_blocks=True, lstrip_blocks=True
@@ -73,7 +73,8 @@ def render(pipeline: Pipeline, data: RunData) -> str:
         **_comparison(data),
         warnings=run_warnings(pipeline, data),
         funnel=_funnel(data.manifests),
-        charts=[(chart.title, Markup(chart.svg), chart.caption) for chart in charts],
+        charts=_figures(charts),
+        choice=_choice(data),
         rounds=_rounds(data.manifests.get("generate")),
         judges=[_judge(row) for row in data.judges if not row.is_verifier],
         verifiers=[_verifier(row) for row in data.judges if row.is_verifier],
@@ -122,6 +123,30 @@ def _comparison(data: RunData) -> dict[str, Any]:
         "conclusion": conclude(data.table, num_prompts),
         "groups": groups(data.table),
         "comparison_note": note,
+    }
+
+
+def _figures(charts: Iterable[Chart]) -> list[tuple[str, Any, str]]:
+    from markupsafe import Markup
+
+    return [(chart.title, Markup(chart.svg), chart.caption) for chart in charts]
+
+
+def _choice(data: RunData) -> dict[str, Any]:
+    """What is shown of the selection; pieces that are absent are empty."""
+    curation, view = data.curation, coverage_of(data.manifests.get("curate"))
+    return {
+        "words": coverage_words(view) if view else [],
+        "charts": _figures(draw_choice(data)),
+        "contaminated": curation.contaminated,
+        "num_groups": curation.num_groups,
+        "num_copies": curation.num_copies,
+        "groups": {
+            "Largest groups": curation.groups,
+            "Most similar pairs": curation.closest,
+            "Least similar pairs": curation.farthest,
+        },
+        "ablation": data.ablation,
     }
 
 

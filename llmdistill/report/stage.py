@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from llmdistill.config import Pipeline
+from llmdistill.report.ablation import FILE as ABLATION
 from llmdistill.report.cards import DATASET_CARD, MODEL_CARD, dataset_card, model_card, terms_digest
 from llmdistill.report.data import STAGES, answerers, read_run
 from llmdistill.report.judging import FILE as CALIBRATION
@@ -27,13 +28,13 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         StageError: a stage that the page shows is not finished.
         DamagedError: a file of the run directory cannot be read.
     """
-    calibration = pipeline.run_path / CALIBRATION
+    beside = {"calibration": pipeline.run_path / CALIBRATION, "ablation": pipeline.run_path / ABLATION}
     parts: Parts = {
         **flatten(pipeline.report.digest_view(), "report."),
         **inputs_of(pipeline.run_path, *STAGES),
         # The page shows times, versions and every setting, also those that change no stage's result.
         **{f"shown.{name}": sha256_of(pipeline.run_path / name / FILE_NAME) for name in STAGES},
-        "shown.calibration": sha256_of(calibration) if calibration.exists() else None,
+        **{f"shown.{name}": sha256_of(path) if path.exists() else None for name, path in beside.items()},
         "shown.config": digest_of(pipeline.model_dump(mode="json")),
         "shown.terms": digest_of(terms_digest(pipeline, answerers(pipeline.run_path))),
     }

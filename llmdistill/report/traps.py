@@ -34,12 +34,13 @@ def run_warnings(pipeline: Pipeline, data: RunData) -> list[Warning]:
 
 def _leaks(data: RunData) -> Leaks:
     """What `prompts` and `curate` rejected because it is held out."""
-    counts = data.manifests["curate"].counts
-    example = next((item for item in data.examples if item.reason == "near_held_out"), None)
+    curated = data.manifests["curate"]
+    example = next((item for item in data.examples if item.reason == "contaminated"), None)
     first = f"{example.where}, {example.detail}" if example else ""
     if data.num_equal_held_out and not first:
         first = data.first_equal_held_out
-    return Leaks(data.num_equal_held_out, counts.reasons.get("near_held_out", 0), counts.input, first)
+    num_alike = sum(curated.metrics.get("contamination", {}).values())
+    return Leaks(data.num_equal_held_out, num_alike, curated.counts.input, first)
 
 
 def _unreadable(data: RunData) -> list[Warning]:

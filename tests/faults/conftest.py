@@ -35,7 +35,7 @@ generate:
 filter:
   checks: {{truncated: false, repetition: false, language: false, refusal: false, echo: false, min_chars: 0}}
   judge: {{rubric: {rubric}, min_score: 1, max_answer_tokens: 32}}
-curate: {{near_duplicates: null, near_held_out: null, size: 24, shard_size: 10}}
+curate: {{near_duplicates: null, decontaminate: null, size: 24, shard_size: 10}}
 train: {{method: kd, epochs: 2, batch_size: 4, save_steps: 2, learning_rate: 1e-3, device: cpu}}
 evaluate: {{max_new_tokens: {evaluate}, limit: 6}}
 """

@@ -441,7 +441,7 @@ def _(room: Room) -> None:
     with answering(room, lambda _: Answer(200, chat(f"The key {KEY}, said {secrets.token_hex(8)} times."))):
         room.begin(24)
         small = ("prompts.held_out=0.25", "train.epochs=1", "train.device=cpu", "curate.near_duplicates=null")
-        more = ("filter.checks.language=false", "filter.checks.repetition=false", "curate.near_held_out=null")
+        more = ("filter.checks.language=false", "filter.checks.repetition=false", "curate.decontaminate=null")
         result = room.do("run", *small, *more, flags=("--json",), timeout=300)
         assert result.code == 0, result.stderr
         assert (room.run.dir / "report" / "index.html").is_file()

@@ -17,6 +17,7 @@ from llmdistill.config import (
     Calibration,
     CoTeacher,
     Curate,
+    Decontaminate,
     Evaluate,
     Filter,
     Generate,
@@ -200,7 +201,7 @@ class TestData:
         self, tmp_path, threshold, said
     ):
         near = self.POOL[1] + " please"
-        curate = Curate(near_held_out=threshold)
+        curate = Curate(decontaminate=Decontaminate(near=threshold))
         found = data_codes(tmp_path, prompts=self.prompts(tmp_path, [near, *self.OTHERS]), curate=curate)
         assert [item.code for item in found] == ["held_out_in_pool"] * said
         assert all(("no stage drops them" in item.text) == (threshold is None) for item in found)

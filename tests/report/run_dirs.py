@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmdistill.config import Pipeline
+from llmdistill.curate.coverage import coverage_curve, plane
 from llmdistill.record import Record, Reject, TeacherInfo, Verdict, record_id
 from llmdistill.run.files import write_table
 from llmdistill.run.manifest import Counts, Manifest, Usage
@@ -56,8 +57,11 @@ def record(text: str, number: int, score: float | None = None, answer: str = "Tw
     )
 
 
-def full_run(run_dir: Path, texts: Texts | None = None, num: int = 60) -> None:
-    """A run with every piece: held-out prompts, scores, a map, a loss, rejects in every stage."""
+def full_run(run_dir: Path, texts: Texts | None = None, num: int = 60, *, measured: bool = False) -> None:
+    """A run with every piece: held-out prompts, scores, a map, a loss, rejects in every stage.
+
+    With `measured` also the coverage; its charts take a while to draw.
+    """
     texts = texts or Texts()
     records = [record(texts.prompt, i, 1 + 4 * i / num, texts.answer) for i in range(num)]
     held_out = [record(texts.prompt, 1000 + i) for i in range(12)]
@@ -65,7 +69,7 @@ def full_run(run_dir: Path, texts: Texts | None = None, num: int = 60) -> None:
     _prompts(run_dir, records, held_out, [Reject(bad_row, "prompts", "invalid_json", texts.detail, texts.where)])
     _stage(run_dir, "generate", records[5:], _rejects("generate", "unparsed", records[:5], texts))
     _stage(run_dir, "filter", records[25:], _rejects("filter", texts.reason, records[5:25], texts))
-    _stage(run_dir, "curate", records[40:], _rejects("curate", "near_duplicate", records[25:40], texts), plot=25)
+    _curate(run_dir, records[25:], texts, measured)
     history = [{"step": i, "loss": 3.0 / (1 + i / 10), "learning_rate": 1e-4} for i in range(1, 81)]
     _stage(run_dir, "train", records[40:], [], metrics={"history": history, "target_tokens": 90})
     measured = [_measured(item, texts) for item in held_out]
@@ -131,15 +135,15 @@ def _stage(
     name: str,
     kept: list[Record],
     rejects: list[Reject],
-    plot: int = 0,
     metrics: dict | None = None,
     versions: dict | None = None,
+    decisions: pa.Table | None = None,
 ) -> None:
     stage = begin(run_dir, name, {"what": name})
     assert isinstance(stage, Stage)
     write_part(stage, 0, kept)
-    if plot:
-        write_map(stage.dir / "map.parquet", plot)
+    if decisions:
+        write_table(stage.dir / "decisions.parquet", decisions)
     reasons = stage.write_rejects(rejects)
     counts = Counts(len(kept) + len(rejects), len(kept), len(rejects), reasons=reasons)
     manifest = stage.finish(counts, Usage(10, 1200, 3400, 71.0, 0.0), metrics)
@@ -148,8 +152,44 @@ def _stage(
         Manifest(**values | {"versions": manifest.versions | versions}).write(stage.dir)
 
 
-def write_map(path: Path, num: int) -> None:
-    places = np.random.default_rng(0).normal(size=(num, 2))
-    kept = np.arange(num) % 3 == 0
-    columns = {"id": [str(i) for i in range(num)], "x": places[:, 0], "y": places[:, 1]}
-    write_table(path, pa.table(columns | {"cluster": pa.nulls(num, pa.int64()), "kept": kept}))
+def _curate(run_dir: Path, records: list[Record], texts: Texts, measured: bool) -> None:
+    """20 chosen, 12 copies in three groups, 3 for a test question."""
+    kept, copies, contaminated = records[15:], records[:12], records[12:15]
+    rejects = _rejects("curate", "near_duplicate", copies, texts)
+    rejects += [Reject(item, "curate", "contaminated", f"({texts.where}) {texts.detail}") for item in contaminated]
+    originals = {item.id: kept[number % 3].id for number, item in enumerate(copies)}
+    places = np.random.default_rng(0).normal(size=(len(kept), 16))
+    vectors = places / np.linalg.norm(places, axis=1, keepdims=True)
+    coverage = coverage_curve(vectors, np.arange(15), seed=0).as_dict() if measured else {}
+    metrics = {"coverage": coverage, "contamination": {texts.where: 3, "held_out": 0}}
+    decided = decisions_of(kept, rejects, originals, plane(vectors))
+    _stage(run_dir, "curate", kept, rejects, metrics=metrics, decisions=decided)
+
+
+def decisions_of(
+    kept: list[Record], rejects: list[Reject], originals: dict[str, str], places: np.ndarray, **columns: list
+) -> pa.Table:
+    """The decisions on these records, without the columns that few readers need."""
+    records, num = [*kept, *(reject.record for reject in rejects)], len(kept)
+    unplaced = [(None, None)] * (len(records) - len(places))
+    rows = {
+        "id": [item.id for item in records],
+        "kept": [position < num for position in range(len(records))],
+        "reason": ["cluster"] * num + [reject.reason for reject in rejects],
+        "duplicate_of": [originals.get(item.id) for item in records],
+        "similarity": [0.7 + 0.02 * (i % 15) if item.id in originals else None for i, item in enumerate(records)],
+        "x": [x for x, _ in [*places.tolist(), *unplaced]],
+        "y": [y for _, y in [*places.tolist(), *unplaced]],
+        **columns,
+    }
+    types = [("id", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()), ("duplicate_of", pa.string())]
+    numbers = [(name, pa.float64()) for name in ("similarity", "x", "y")]
+    table = pa.table({name: pa.array(rows.pop(name), kind) for name, kind in [*types, *numbers]} | rows)
+    return table.sort_by("id")
+
+
+def write_decisions(path: Path, num: int) -> None:
+    """A map of this many places, a third of them chosen."""
+    kept = [Record(f"{number:06}", []) for number in range(0, num, 3)]
+    rejects = [Reject(Record(f"{number:06}", []), "curate", "not_selected") for number in range(num) if number % 3]
+    write_table(path, decisions_of(kept, rejects, {}, np.random.default_rng(0).normal(size=(num, 2))))

@@ -8,19 +8,20 @@ import pytest
 
 from llmdistill.errors import DamagedError, StageError
 from llmdistill.record import Verdict
-from llmdistill.report.charts import draw_all
+from llmdistill.report.charts import draw_all, draw_choice
 from llmdistill.report.compare import conclude
-from llmdistill.report.data import MAX_POINTS, RunData, read_run
+from llmdistill.report.curation import MAX_POINTS, Curation
+from llmdistill.report.data import RunData, read_run
 from llmdistill.report.stage import run
 from llmdistill.report.words import clean, decimal, setting
 from llmdistill.run.digest import flatten
 from llmdistill.run.manifest import Counts, Manifest, Usage, read_manifest
 from llmdistill.run.stage import write_records
-from tests.report.run_dirs import Texts, bare_run, full_run, pipeline, record, table, write_map
+from tests.report.run_dirs import Texts, bare_run, full_run, pipeline, record, table, write_decisions
 
 TAGS = set(
     "html head meta title style body header main section article h1 h2 h3 p dl div dt dd table thead tbody tr th td "
-    "small ul li span figure figcaption details summary code svg g path text".split()
+    "small ul li span mark figure figcaption details summary code svg g path text".split()
 )
 ATTRIBUTES = set(
     "lang charset http-equiv content name class scope colspan style dir d transform viewbox x y role aria-label".split()
@@ -82,9 +83,9 @@ def run_dir(tmp_path):
 
 
 def test_page_shows_every_piece_of_a_run(run_dir):
-    full_run(run_dir)
+    full_run(run_dir, measured=True)
     page = assert_inert(page_of(run_dir))
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 6
     for words in (
         "fell from 2.00 to 0.40",
         "rose from 30.0",
@@ -180,7 +181,7 @@ def test_page_of_a_run_with_nothing_to_show_says_so(run_dir):
 
 def test_a_piece_that_is_gone_costs_only_that_piece(run_dir):
     full_run(run_dir)
-    for name in ("curate/map.parquet", "evaluate/part-00000.parquet", "filter/rejects.parquet"):
+    for name in ("curate/decisions.parquet", "evaluate/part-00000.parquet", "filter/rejects.parquet"):
         (run_dir / name).unlink()
     page = assert_inert(page_of(run_dir))
     assert page.tags.count("svg") == 3 and "fell from 2.00" in page.text
@@ -223,7 +224,7 @@ def test_unfinished_run_names_the_missing_stage(run_dir):
         page_of(run_dir)
 
 
-@pytest.mark.parametrize("name", ["curate/map.parquet", "filter/rejects.parquet", "evaluate/part-00000.parquet"])
+@pytest.mark.parametrize("name", ["curate/decisions.parquet", "filter/rejects.parquet", "evaluate/part-00000.parquet"])
 def test_torn_file_is_named(run_dir, name):
     full_run(run_dir)
     path = run_dir / name
@@ -253,11 +254,11 @@ def test_scores_are_those_of_the_last_verdicts(tmp_path):
 
 
 def test_big_map_is_thinned_and_says_so(tmp_path):
-    path = tmp_path / "curate" / "map.parquet"
-    write_map(path, 50_000)
+    path = tmp_path / "curate" / "decisions.parquet"
+    write_decisions(path, 50_000)
     data = read_run(tmp_path, 1)
-    assert len(data.places_chosen) + len(data.places_other) == MAX_POINTS
-    chart = draw_all(data, None)[0]
+    assert len(data.curation.places_chosen) + len(data.curation.places_other) == MAX_POINTS
+    chart = draw_choice(data)[0]
     assert "2,000 of 50,000" in chart.caption
     assert len(chart.svg) < 100_000
 
@@ -267,14 +268,10 @@ def test_charts_survive_odd_numbers():
     history = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.5}, {"loss": 1.0}, {"step": "x", "loss": True}]
     train = Manifest("train", "d", {}, Counts(0, 0, 0), Usage(), {}, {"history": history})
     place = np.zeros((1, 2))
-    data = RunData({"train": train}, one, one[:0], np.zeros(3), one, place, place[:0], 1)
-    assert [chart.title for chart in draw_all(data, 3.0)] == [
-        "Judge scores",
-        "Reply lengths",
-        "What was chosen",
-        "Training loss",
-    ]
-    assert not any("nan" in chart.svg for chart in draw_all(data, 3.0))
+    data = RunData({"train": train}, one, one[:0], np.zeros(3), one, curation=Curation(place, num_places=1))
+    charts = [*draw_all(data, 3.0), *draw_choice(data)]
+    assert [chart.title for chart in charts] == ["Judge scores", "Reply lengths", "Training loss", "What was chosen"]
+    assert not any("nan" in chart.svg for chart in charts)
 
 
 def test_long_history_stays_small():

@@ -70,8 +70,8 @@ def test_what_was_held_out_and_what_was_trained_on_are_counted_in_the_run(run_di
 
 def test_near_copies_of_held_out_prompts_are_those_that_curate_dropped(run_dir):
     clean_run(run_dir)
-    copies = [Reject(item, "curate", "near_held_out", "93% like abc") for item in many(3, 500)]
-    stage_of(run_dir, "curate", many(120), copies)
+    copies = [Reject(item, "curate", "contaminated", "93% like abc") for item in many(3, 500)]
+    stage_of(run_dir, "curate", many(120), copies, {"contamination": {"held_out": 3}})
     (found,) = run_warnings(pipeline(run_dir, **GOOD), read_run(run_dir, 1))
     assert found.code == "held_out_in_pool"
     assert "3 of 123 nearly equal one (curate drops them)" in found.text and "93% like abc" in found.text

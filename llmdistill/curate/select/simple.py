@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmdistill.curate.select.base import Choice, Task
+from llmdistill.curate.select.base import Choice, Task, by_score, filled
 
 
 def random(task: Task) -> Choice:
@@ -13,12 +13,10 @@ def random(task: Task) -> Choice:
 
 
 def top_score(task: Task) -> Choice:
-    """The rows the judge likes best; ties go to the earlier row."""
-    return _in_order(np.argsort(-np.asarray(task.scores), kind="stable"), task)
+    """The rows the judge likes best; ties go to the lower row."""
+    return _in_order(by_score(task), task)
 
 
 def _in_order(order: np.ndarray, task: Task) -> Choice:
-    given = np.array(task.given, dtype=np.int64)
-    rest = order[~np.isin(order, given)]
-    chosen = np.concatenate([given, rest])[: max(task.size, len(given))]
+    chosen = filled(task, task.given, order)
     return Choice(chosen, np.full(len(chosen), np.nan))
