@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -16,6 +16,16 @@ _SEEDS = ("curate.seed", "train.seed")
 
 UNTRAINED = "untrained"
 """Name of the row of the student before training."""
+
+
+def _flat(changes: dict[Any, Any]) -> dict[Any, Any]:
+    flat: dict[Any, Any] = {}
+    for key, value in changes.items():
+        if key in ("curate", "train") and isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 class Ablation(Settings):
@@ -38,6 +48,14 @@ class Ablation(Settings):
         "human_text_ce", "human_text_kl", "human_text_top1", "teacher_text_ce", "teacher_text_kl", "teacher_text_top1"
     ] = "human_text_ce"
     keep_students: Annotated[bool, Execution] = False
+
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """`{curate: {select: random}}`, which is also what `--set` makes, is `{curate.select: random}`."""
+        if not isinstance(value, dict):
+            return value
+        return {name: _flat(changes) if isinstance(changes, dict) else changes for name, changes in value.items()}
 
     @field_validator("vary")
     @classmethod

@@ -25,8 +25,10 @@ _MISSES = 1e-3
 _DEVIATIONS = 4.0
 """A candidate whose estimated similarity is this many standard deviations under the threshold is not compared."""
 
-CHANGED = 0.5
-"""Edits for each letter of the words that differ, up to which these are one wording: a typo or another particle."""
+CHANGED = 0.39
+"""Edits for each letter of the words that differ, up to which these are spellings of one another.
+
+Under 2/5, which is `largest` for `smallest` and, in letters, `이상` for `이하`."""
 
 _COMPARED = 20_000
 """Letters of the differing words that are aligned; bounds the time for texts of megabytes."""
@@ -107,10 +109,10 @@ def _best(text: str, texts: Sequence[str], candidates: Sequence[int], threshold:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What is compared of a text. Numbers come with the words beside them."""
+    """What is compared of a text. Numbers come with the words beside them, words without Korean particles."""
 
     views: Views
-    words: tuple[str, ...]
+    stems: tuple[str, ...]
     numbers: tuple[str, ...]
     placed: tuple[frozenset[tuple[str, str]], ...]
     unnumbered: tuple[str, ...]
@@ -118,6 +120,7 @@ class _Reading:
     korean_negations: int
 
 
+_PARTICLES = "에게서 에서 에게 으로 은 는 이 가 을 를 의 에 로 와 과 도 만".split()
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,:/]\p{Nd}+)*")
 _TOKEN = regex.compile(rf"{_NUMBER.pattern}|[\p{{L}}\p{{M}}]+|[^\s\p{{P}}]")
 _OPERATOR = regex.compile(r"\p{Sm}|(?<!\p{L})[*/\-](?=\s*\p{Nd})")
@@ -127,6 +130,10 @@ _NOT = regex.compile(
 )
 _NOT_KOREAN = regex.compile("|".join(unicodedata.normalize("NFD", mark) for mark in ("않", "없", "못", "안", "아니")))
 
+_PARTICLE = regex.compile(
+    r"(?<=[\u1100-\u11FF]{3})(?:" + "|".join(unicodedata.normalize("NFD", particle) for particle in _PARTICLES) + ")$"
+)
+
 
 @functools.lru_cache(maxsize=8192)
 def _read(text: str) -> _Reading:
@@ -135,7 +142,7 @@ def _read(text: str) -> _Reading:
     places = [at for at, token in enumerate(tokens) if token[:1].isdecimal()]
     return _Reading(
         views=views(text),
-        words=tuple(words(text)),
+        stems=tuple(_PARTICLE.sub("", word) for word in words(text)),
         numbers=tuple(tokens[at].replace(",", "") for at in places),
         placed=tuple(frozenset([("before", tokens[at - 1]), ("after", tokens[at + 1])]) for at in places),
         unnumbered=tuple(token for token in tokens if not token[:1].isdecimal()),
@@ -155,7 +162,7 @@ def _same_exercise(first: _Reading, second: _Reading) -> bool:
         _same_numbers(first, second)
         and first.operators == second.operators
         and first.korean_negations == second.korean_negations
-        and _same_wording(first.words, second.words)
+        and _same_wording(first.stems, second.stems)
     )
 
 

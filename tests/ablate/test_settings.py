@@ -93,7 +93,9 @@ def test_names_of_many_kinds_are_folders_below_the_run(tmp_path):
         ("student__keep_layers", 3, "a sets student.keep_layers"),
         ("prompts__path", "x.jsonl", "a sets prompts.path"),
         ("run_dir", "/tmp", "a sets run_dir"),
-        ("curate", {"select": "random"}, "a sets curate;"),
+        ("curate", {"selekt": "random"}, "unknown key curate.selekt"),
+        ("curate", {"seed": 5}, "a sets curate.seed"),
+        ("curate", "random", "a sets curate;"),
         ("curate__seed", 5, "a sets curate.seed, which ablation.seeds does"),
         ("train__seed", 5, "a sets train.seed, which ablation.seeds does"),
     ],
@@ -124,6 +126,13 @@ def test_a_pipeline_without_the_section_is_told_where_to_look(tmp_path):
     with pytest.raises(ConfigError) as caught:
         ablate(Pipeline.model_validate(values))
     assert "no section ablation" in str(caught.value) and "pipelines/curation-ablation.yaml" in str(caught.value)
+
+
+def test_sections_and_dotted_keys_say_the_same(tmp_path):
+    dotted = {"curate.select": "random", "curate.size": 3, "train.epochs": 2}
+    nested = {"curate": {"select": "random", "size": 3}, "train": {"epochs": 2}}
+    trials = [trials_of(loaded(tmp_path, vary={"a": vary}, baseline="a", seeds=[0])) for vary in (dotted, nested)]
+    assert trials[0] == trials[1]
 
 
 def test_variants_change_what_they_name_and_nothing_else(tmp_path):
