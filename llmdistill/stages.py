@@ -65,6 +65,7 @@ def run_stages(
 
 def _find_models(pipeline: Pipeline, names: Sequence[str]) -> None:
     """Find every model that a stage will need, so that a wrong name stops the run before anything is spent."""
+    from llmdistill.curate.embed import embed_parts
     from llmdistill.engines.resume import find, find_weights
     from llmdistill.filter.panel import seats_of
     from llmdistill.generate.stage import teachers_of
@@ -81,6 +82,8 @@ def _find_models(pipeline: Pipeline, names: Sequence[str]) -> None:
         find_weights(pipeline.teacher)
     if pipeline.student.model:
         find(Model(model=pipeline.student.model, revision=pipeline.student.revision))
+    if "curate" in names:
+        embed_parts(pipeline.curate.embed, pipeline)
 
 
 def _function_of(name: str) -> Callable[..., Manifest]:

@@ -21,7 +21,7 @@ from llmdistill.curate.embed import embed
 from llmdistill.curate.pool import Pool
 from llmdistill.curate.quotas import choose_by_quota
 from llmdistill.curate.select import Choice, Task, choose
-from llmdistill.curate.semantic import semantic_duplicates
+from llmdistill.curate.semantic import how, semantic_duplicates
 from llmdistill.curate.shingles import SIGNATURE_VERSION, signatures
 
 MOST_PRODUCTS = 2e10
@@ -134,6 +134,7 @@ def drop_semantic_copies(work: Work, vectors: np.ndarray) -> np.ndarray:
     def find(wanted: np.ndarray) -> list[Match | None]:
         return semantic_duplicates(vectors[np.searchsorted(rows, wanted)], threshold)
 
+    work.metrics["semantic_duplicates"] = how(*vectors.shape)
     with work.step("semantic_duplicates"):
         _drop_copies(work, rows, find, "semantic_duplicate")
     stay = np.isin(rows, work.decisions.open)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_MARKS = ("config.json", "modules.json")
+"""A model's directory has one of these; a sentence encoder may have only the second."""
+
 _WEIGHTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
@@ -114,7 +117,9 @@ def _hub_snapshot(name: str, revision: str | None, offline: bool) -> tuple[Path 
     except Exception as error:  # the Hub client's errors share no base class
         return None, str(error).splitlines()[0][:120]
     path = Path(found)
-    return (path, "") if (path / "config.json").exists() else (None, "the snapshot holds no config.json")
+    if any((path / file).exists() for file in _MARKS):
+        return path, ""
+    return None, f"the snapshot holds no {' or '.join(_MARKS)}"
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def test_a_moved_threshold_embeds_and_hashes_nothing_again(tmp_path, monkeypatch
 def test_what_must_be_kept_is_chosen_first_and_what_must_go_goes(tmp_path):
     keep, drop = tmp_path / "keep.jsonl", tmp_path / "drop.txt"
     wanted, copy = RECORDS[5], RECORDS[80]
-    keep.write_text(f'{json.dumps({"id": copy.id})}\n{json.dumps({"prompt": wanted.question})}\n', "utf-8")
+    keep.write_text(f"{json.dumps({'id': copy.id})}\n{json.dumps({'prompt': wanted.question})}\n", "utf-8")
     drop.write_text(f"{RECORDS[9].id}\n", "utf-8")
     manifest, folder = curated(
         tmp_path / "run", RECORDS, select="top_score", size=4, must_keep=str(keep), must_drop=str(drop)
