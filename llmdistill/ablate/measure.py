@@ -74,28 +74,42 @@ def held_out_of(pipeline: Pipeline) -> HeldOut:
     """
     ablation = ablation_of(pipeline)
     records = read_held_out(pipeline.run_path)[: pipeline.evaluate.limit]
-    template, template_hash = load_template(pipeline.teacher_template, TeacherTemplate)
-    parts: Parts = {**inputs_of(pipeline.run_path, "prompts"), "evaluate.limit": pipeline.evaluate.limit}
-    parts["text"] = ablation.kind
-    teacher = _teacher_weights(pipeline) if ablation.needs_teacher else None
-    if teacher or ablation.needs_answers:
-        asked = {**model_parts("teacher", pipeline.teacher, find(pipeline.teacher))}
-        asked["generate.template_sha256"] = template_hash
-        parts |= asked | {"teacher.weights": teacher.revision if teacher else None}
-    replies = {}
+    parts: Parts = {
+        **inputs_of(pipeline.run_path, "prompts"),
+        "evaluate.limit": pipeline.evaluate.limit,
+        "text": ablation.kind,
+    }
+    teacher, replies = None, {}
+    if ablation.needs_teacher:
+        teacher = _teacher_weights(pipeline)
+        parts |= {**_asked_parts(pipeline), "teacher.weights": teacher.revision}
     if ablation.needs_answers:
-        stage = Stage(pipeline.run_path, "evaluate", {})
-        contestant = Contestant("teacher", pipeline.teacher, template)
-        replies = ask(contestant, records, pipeline, stage, asked).replies
-        parts["replies"] = digest_of({key: reply.text for key, reply in replies.items()})
+        replies = _teacher_replies(pipeline, records)
+        parts |= {**_asked_parts(pipeline), "replies": digest_of({key: one.text for key, one in replies.items()})}
         records = [record for record in records if replies[record.id].text.strip()]
     else:
-        records = [record for record in records if record.reference and record.reference.strip()]
+        records = [record for record in records if (record.reference or "").strip()]
     if not records:
         what = "answer of the teacher to a held-out prompt" if ablation.needs_answers else "held-out prompt's reference"
         do = "hold out prompts that have references, or measure on another text"
         raise ConfigError(f"there is no {what} to measure on", where=f"ablation.measure: {ablation.measure}", do=do)
     return HeldOut(records, replies, teacher, parts)
+
+
+def _asked_parts(pipeline: Pipeline) -> Parts:
+    """What the teacher's answers depend on, as the stage `evaluate` says it too: the two share them."""
+    return {
+        **model_parts("teacher", pipeline.teacher, find(pipeline.teacher)),
+        "generate.template_sha256": load_template(pipeline.teacher_template, TeacherTemplate)[1],
+    }
+
+
+def _teacher_replies(pipeline: Pipeline, records: list[Record]) -> dict[str, Completion]:
+    template, _ = load_template(pipeline.teacher_template, TeacherTemplate)
+    stage = Stage(pipeline.run_path, "evaluate", {})
+    return ask(
+        Contestant("teacher", pipeline.teacher, template), records, pipeline, stage, _asked_parts(pipeline)
+    ).replies
 
 
 def _teacher_weights(pipeline: Pipeline) -> ModelSource:

@@ -70,7 +70,7 @@ def _made_student(pipeline: Pipeline) -> Path | None:
 
     Which layers stay is decided on records, and each selection would decide for itself.
     """
-    from llmdistill.train.stage import CALIBRATION, _untrained_student, weights_dtype
+    from llmdistill.train.stage import CALIBRATION, untrained_student, weights_dtype
 
     if pipeline.student.model is not None:
         return None
@@ -89,7 +89,7 @@ def _made_student(pipeline: Pipeline) -> Path | None:
             shutil.rmtree(other)
     make_dir(folder)
     records = sorted(read_all(pipeline.run_path, "filter"), key=lambda record: record.id)[:CALIBRATION]
-    return _untrained_student(pipeline, folder, records).path
+    return untrained_student(pipeline, folder, records).path
 
 
 def _untrained(pipeline: Pipeline, made: Path | None, held_out: HeldOut) -> Measurement:

@@ -36,8 +36,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Look at records of any stage, at copies side by side, or at the tokens that are trained."""
-    from llmdistill.inspection import matching, read_rows
-    from llmdistill.inspection import sample as draw
+    from llmdistill.inspect.rows import matching, read_rows
+    from llmdistill.inspect.rows import sample as draw
     from llmdistill.pipeline_file import load_pipeline
     from llmdistill.run.progress import say
 
@@ -98,7 +98,7 @@ def _heading(row: dict[str, Any]) -> str:
 
 
 def _print_explanation(run_dir: Path, prefix: str, as_json: bool) -> None:
-    from llmdistill.explanation import explain, in_words
+    from llmdistill.inspect.explanation import explain, in_words
 
     explained = explain(run_dir, prefix)
     if as_json:
@@ -111,7 +111,7 @@ def _print_duplicates(
     run_dir: Path, stage: str, conditions: list[str], num: int, seed: int | None, as_json: bool
 ) -> None:
     from llmdistill.errors import UsageError
-    from llmdistill.explanation import groups_of_copies
+    from llmdistill.inspect.explanation import groups_of_copies
     from llmdistill.run.progress import say
 
     if stage != "curate":
@@ -149,7 +149,7 @@ def _copy(copy: dict[str, Any], head: str, kept_text: str) -> Text:
     """A copy's text; what the kept one has otherwise is set off."""
     from rich.text import Text
 
-    from llmdistill.decisions import differing
+    from llmdistill.inspect.copies import differing
 
     likeness = "?" if copy["similarity"] is None else f"{copy['similarity']:.2f}"
     other = "" if copy["duplicate_of"] == head else f" (like {copy['duplicate_of'][:8]})"

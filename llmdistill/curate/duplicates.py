@@ -19,16 +19,21 @@ import regex
 
 from llmdistill.curate.shingles import NUM_PERM, Views, fold, signatures, views, words
 
-_MISSES = 1e-3
+_MISSES = 2e-3
 """Share of the pairs at the threshold that the index may miss; more similar pairs are missed far less."""
+
+_LARGE, _LENIENCE = 50_000, 0.1
+"""Pools of more texts than this take the share of misses at so much over the threshold: chance collisions grow with
+the square of the number of texts, and slips leave most copies well over it."""
 
 _DEVIATIONS = 4.0
 """A candidate whose estimated similarity is this many standard deviations under the threshold is not compared."""
 
-CHANGED = 0.39
+CHANGED = 0.49
 """Edits for each letter of the words that differ, up to which these are spellings of one another.
 
-Under 2/5, which is `largest` for `smallest` and, in letters, `이상` for `이하`."""
+Under a half: two Korean words of two syllables often share that many letters.
+"""
 
 _COMPARED = 20_000
 """Letters of the differing words that are aligned; bounds the time for texts of megabytes."""
@@ -271,15 +276,14 @@ def edit_distance(first: str, second: str) -> int:
 # Which texts are compared
 
 
-def num_bands(threshold: float) -> int:
-    """Fewest bands of `NUM_PERM` hashes that find all but `_MISSES` of the pairs at the threshold.
+def band_rows(threshold: float, num_texts: int = 0) -> int:
+    """Most hashes in a band with which the index finds all but `_MISSES` of the pairs at the threshold.
 
-    A pair of similarity s is found with probability 1 - (1 - s^rows)^bands.
+    A pair of similarity s is found with probability 1 - (1 - s^rows)^bands; more rows, fewer chance collisions.
     """
-    bands = 1
-    while bands < NUM_PERM and (1 - threshold ** (NUM_PERM // bands)) ** bands > _MISSES:
-        bands *= 2
-    return bands
+    similarity = min(1.0, threshold + (_LENIENCE if num_texts > _LARGE else 0.0))
+    fitting = (rows for rows in range(NUM_PERM, 0, -1) if (1 - similarity**rows) ** (NUM_PERM // rows) <= _MISSES)
+    return next(fitting, 1)
 
 
 class _Index:
@@ -291,7 +295,7 @@ class _Index:
 
     def __init__(self, known: np.ndarray, threshold: float) -> None:
         self._signatures = known
-        self._buckets = _buckets(known, num_bands(threshold))
+        self._buckets = _buckets(known, band_rows(threshold, len(known)))
         self._members: dict[int, list[int]] = {}
         self._kept = np.zeros(len(known), bool)
         margin = _DEVIATIONS * (threshold * (1 - threshold) / NUM_PERM) ** 0.5
@@ -318,7 +322,8 @@ class _Index:
 
     def _of(self, row: int) -> list[int]:
         buckets = self._buckets[row]
-        return buckets[buckets >= 0].tolist()
+        shared: list[int] = buckets[buckets >= 0].tolist()
+        return shared
 
     def _in_order(self, row: int) -> Iterator[np.ndarray]:
         """Looks through all earlier texts at an eighth of their signatures."""
@@ -336,13 +341,16 @@ class _Index:
         return most
 
 
-def _buckets(known: np.ndarray, bands: int) -> np.ndarray:
-    """For each text and band the number of its bucket, -1 where it is alone [N, 2 * bands] int32."""
+def _buckets(known: np.ndarray, rows_of_band: int) -> np.ndarray:
+    """For each text and band the number of its bucket, -1 where it is alone [N, bands of both views]."""
     bits = np.uint64(max(1, len(known).bit_length()))
-    out = np.full((len(known), 2 * bands), -1, np.int32)
+    starts = range(0, NUM_PERM - rows_of_band + 1, rows_of_band)
+    out = np.full((len(known), 2 * len(starts)), -1, np.int32)
     used = 0
-    for band, columns in enumerate(np.split(np.arange(known.shape[1]), 2 * bands)):
-        keys = _band_hash(known[:, columns]) >> bits << bits | np.arange(len(known), dtype=np.uint64)
+    for band, start in enumerate([*starts, *(NUM_PERM + start for start in starts)]):
+        keys = _band_hash(known[:, start : start + rows_of_band]) >> bits << bits | np.arange(
+            len(known), dtype=np.uint64
+        )
         keys.sort()
         new = np.ones(len(keys) + 1, bool)
         new[1:-1] = (keys[1:] ^ keys[:-1]) >> bits != 0

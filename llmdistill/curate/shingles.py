@@ -38,7 +38,7 @@ def fold(text: str) -> str:
 
     Hangul becomes its letters, else a particle would weigh as much as a word.
     """
-    return _INVISIBLE.sub("", unicodedata.normalize("NFKD", text).casefold())
+    return str(_INVISIBLE.sub("", unicodedata.normalize("NFKD", text).casefold()))
 
 
 def words(text: str) -> list[str]:
@@ -46,7 +46,7 @@ def words(text: str) -> list[str]:
 
     Punctuation goes, but for the marks of arithmetic before a digit (`12/3`, `3.14`, `-5`).
     """
-    return _WORD.findall(fold(text))
+    return list(_WORD.findall(fold(text)))
 
 
 def normalise(text: str) -> str:
@@ -167,4 +167,5 @@ def _minhash(hashes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     pack = struct.Struct(f"<{NUM_PERM}I").pack
     packed = b"".join([pack(*row) for row in matrix.to_rows()])
     digests = np.frombuffer(packed, "<u4").reshape(-1, NUM_PERM)
-    return (digests ^ (digests >> np.uint32(16))).astype(np.uint16)
+    short: np.ndarray = (digests ^ (digests >> np.uint32(16))).astype(np.uint16)
+    return short

@@ -12,12 +12,11 @@ import pyarrow.compute as pc
 from llmdistill.config import Pipeline
 from llmdistill.curate import steps
 from llmdistill.curate.contamination import against_hashes, read_sets
-from llmdistill.curate.decisions import Decisions
 from llmdistill.curate.embed import embed_parts
 from llmdistill.curate.lists import listed_rows
 from llmdistill.curate.pool import read_pool
 from llmdistill.curate.quotas import grouping
-from llmdistill.decisions import FILE
+from llmdistill.decisions import FILE, Decisions
 from llmdistill.errors import RejectsError
 from llmdistill.pipeline_file import find_file
 from llmdistill.record import REJECT_SCHEMA

@@ -15,7 +15,6 @@ from llmdistill.config import Pipeline
 from llmdistill.curate.cache import cached
 from llmdistill.curate.contamination import EvaluationSet, contaminated
 from llmdistill.curate.coverage import coverage_curve, nearest_chosen, plane
-from llmdistill.curate.decisions import Decisions
 from llmdistill.curate.duplicates import Match, near_duplicates
 from llmdistill.curate.embed import embed
 from llmdistill.curate.pool import Pool
@@ -23,6 +22,7 @@ from llmdistill.curate.quotas import choose_by_quota
 from llmdistill.curate.select import Choice, Task, choose
 from llmdistill.curate.semantic import how, semantic_duplicates
 from llmdistill.curate.shingles import SIGNATURE_VERSION, signatures
+from llmdistill.decisions import Decisions
 
 MOST_PRODUCTS = 2e10
 """Products of a row with a chosen row that explaining may take: a minute or so."""

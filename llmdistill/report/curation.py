@@ -14,15 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmdistill.decisions import (
-    CONTAMINATED,
-    Groups,
-    differing,
-    duplicate_groups,
-    find_rows,
-    read_decisions,
-    read_rejects,
-)
+from llmdistill.decisions import CONTAMINATED, read_decisions
+from llmdistill.inspect.copies import Groups, differing, duplicate_groups
+from llmdistill.inspect.rows import find_rows, read_rejects
 from llmdistill.record import from_row
 from llmdistill.report import words
 from llmdistill.report.coverage import Floats

@@ -56,7 +56,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         shutil.rmtree(pipeline.run_path / "train" / "checkpoints", ignore_errors=True)
         return stage
     records = list(read_all(pipeline.run_path, "curate"))
-    untrained = _untrained_student(pipeline, stage.dir, records)
+    untrained = untrained_student(pipeline, stage.dir, records)
     tokenizer = load_tokenizer(untrained)
     model = load_model(untrained, weights_dtype(pipeline.train), pipeline.train.device)
     wanted = template if pipeline.train.method == "kd" else None
@@ -115,7 +115,7 @@ def _teacher_parts(pipeline: Pipeline) -> Parts:
     }
 
 
-def _untrained_student(pipeline: Pipeline, stage_dir: Path, records: list[Record]) -> ModelSource:
+def untrained_student(pipeline: Pipeline, stage_dir: Path, records: list[Record]) -> ModelSource:
     """The student before training, kept on disk: evaluation measures it too."""
     path = stage_dir / "untrained"
     if not path.exists():

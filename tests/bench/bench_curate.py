@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.curate_peers import Arrays, Job, Peer, load_job, measured, save_job, shingles
+from tests.bench.curate_peers import PEERS, Arrays, Job, Peer, load_job, measured, save_job, shingles
 
 REPO = Path(__file__).resolve().parents[2]
 BLOCK = 2048
@@ -291,7 +291,7 @@ def compare(name: str, kind: str, job: Job, options: argparse.Namespace, folder:
     where = f"| {name} | {kind} {rows:,} |"
     print(f"{where} **ours** | {told(ours)} | | {best:.6g} |", flush=True)
     limit = min(options.longest, max(options.least, options.patience * ours.seconds))
-    for peer in work.peers:
+    for peer in (peer for peer in work.peers if not options.against or peer in options.against):
         run = run_peer(peer, job, options, folder, limit)
         times = ratio(run, ours)
         reached = work.reached(job, run.found) if run.found else float("nan")
@@ -369,6 +369,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=WORKS)
     parser.add_argument("--peers", default=sys.executable, help="Python that has the packages of bench-peers.txt")
+    parser.add_argument("--against", nargs="+", choices=PEERS, help="these peers only")
     parser.add_argument("--vectors", type=Path, help=".npy of real vectors")
     parser.add_argument("--pool", type=Path, help="Parquet of real prompts and completions")
     parser.add_argument("--patience", type=float, default=12.0)

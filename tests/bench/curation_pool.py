@@ -4,7 +4,8 @@
 
 The rows (`template`, `prompt`, `completion`) are of the T0 collection as in github.com/yizhongw/self-instruct: tasks
 over some 280 templates, with many rows that are nearly alike. Their texts are of public data sets under licences of
-their own, so they are not shipped. A prompt that stands there twice is drawn once at most.
+their own, so they are not shipped. A prompt that stands there twice is drawn once at most; of those drawn, rows with
+long answers are left out.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--held-out", type=int, default=120)
     parser.add_argument("--max-chars", type=int, default=300)
+    parser.add_argument("--max-answer", type=int, default=200, help="characters; a story would outweigh 99 answers")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rows = usable(options.source, options.max_chars)
     drawn = random.Random(options.seed).sample(rows, options.size + options.held_out)
+    held_out, pool = drawn[: options.held_out], drawn[options.held_out :]
     options.folder.mkdir(parents=True, exist_ok=True)
-    write(options.folder / "held-out.jsonl", drawn[: options.held_out])
-    write(options.folder / "pool.jsonl", drawn[options.held_out :])
+    write(options.folder / "held-out.jsonl", [row for row in held_out if len(row["completion"]) <= options.max_answer])
+    write(options.folder / "pool.jsonl", [row for row in pool if len(row["completion"]) <= options.max_answer])
 
 
 if __name__ == "__main__":

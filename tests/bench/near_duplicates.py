@@ -108,7 +108,7 @@ def measure(name: str, method: Callable[[list[str]], list[bool]], rows: int) -> 
     found = sum(drop for drop, copy in zip(dropped, planted, strict=True) if copy)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{name}: {rows} documents, {wall:.1f} s ({cpu:.1f} s of CPU), {rows / wall:.0f} a second, peak {peak:.2f} GiB, "
+        f"{name}: {rows} documents, {wall:.1f} s ({cpu:.1f} s of CPU), {rows / wall:.0f}/s, peak {peak:.2f} GiB, "
         f"recall of planted {found / max(1, sum(planted)):.4f}, dropped besides {sum(dropped) - found}",
         flush=True,
     )

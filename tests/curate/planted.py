@@ -73,6 +73,8 @@ def typo(text: str, rng: Random) -> str | None:
 def _slip(text: str, place: int, rng: Random) -> str:
     mark, following = text[place], text[place + 1 : place + 2]
     kind = rng.choice(["wrong", "missing", "double", "exchanged"])
+    if "가" <= mark <= "힣":
+        kind = "wrong"  # Hangul is typed letter by letter: a slip is another vowel, or another or no final consonant
     if kind == "exchanged" and following.isalpha() and following != mark:
         return text[:place] + following + mark + text[place + 2 :]
     new = {"missing": "", "double": mark * 2}.get(kind, _other_letter(mark, rng))

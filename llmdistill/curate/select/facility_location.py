@@ -6,12 +6,13 @@ import numpy as np
 
 from llmdistill.curate import blocks
 from llmdistill.curate.select.base import Choice, Task
-from llmdistill.curate.select.coverage_gain import Cached, Greedy, Products
+from llmdistill.curate.select.coverage_gain import Cosines, Greedy, HeldCosines
+from llmdistill.run.progress import progress
 
 _EXACT_ROWS = 100_000
-_PART_ROWS = 12_500
+_PART_ROWS = 16_000
 _SAMPLE_ROWS = 50_000
-_CACHE_BYTES = 1_700_000_000
+_HELD_BYTES = 1_700_000_000
 
 
 def facility_value(vectors: np.ndarray, chosen: np.ndarray) -> float:
@@ -26,12 +27,11 @@ def facility_location(task: Task) -> Choice:
     """Maximise F(S) = (1 - w) / N * sum_i max_{j in S} s_ij + w / size * sum_{j in S} q_j greedily.
 
     s = (1 + cos) / 2, w `task.quality`, q `task.qualities`; the maximum over no row is 0. F is monotone submodular:
-    always adding the row with the largest gain of F reaches (1 - 1/e) of the best set (Nemhauser 1978), and an old
-    gain bounds the new one, so that few are computed anew (Minoux 1978). Gains that are equal within rounding go to
-    the lower row. Beyond 100,000 rows see `_in_parts`.
+    always adding the row with the largest gain of F reaches (1 - 1/e) of the best set (Nemhauser 1978). Gains that are
+    equal within rounding go to the lower row. Beyond 100,000 rows see `_Search.in_parts`.
 
-    Notes: `value` F of the choice over all rows; `evaluations` gains computed, in gains over all rows, against
-    `evaluations_naive`; `parts` 1 where it is the greedy choice itself.
+    Notes: `value` F of the choice over all rows; `evaluations` the work in gains over all rows, against
+    `evaluations_naive`, one for each row and choice; `parts` 1 where it is the greedy choice itself.
     """
     num = len(task.vectors)
     size = max(min(task.size, num), len(task.given))
@@ -40,7 +40,8 @@ def facility_location(task: Task) -> Choice:
     with blocks.Workers() as workers:
         search = _Search(task, size, workers)
         if num <= _EXACT_ROWS:
-            chosen, gains = search.greedy(np.arange(num), np.arange(num))
+            everything = np.arange(num)
+            chosen, gains = search.greedy(everything, everything)
         else:
             chosen, gains = search.in_parts()
     quality = task.quality / size * float(task.qualities[chosen].sum())
@@ -63,18 +64,22 @@ class _Search:
 
     def greedy(self, rows: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Choose among `candidates` (ascending) by the gain over `rows`; (rows chosen, gains)."""
-        vectors = blocks.gather(self.task.vectors, rows)
-        points = vectors if candidates is rows else blocks.gather(self.task.vectors, candidates)
-        same = len(rows) == len(candidates) and np.array_equal(rows, candidates)
-        held = same and len(rows) ** 2 * vectors.itemsize <= _CACHE_BYTES
-        similar = Cached(vectors, self.workers) if held else Products(vectors, points, self.workers)
+        vectors = np.ascontiguousarray(blocks.gather(self.task.vectors, rows))
+        same = rows is candidates
+        points = vectors if same else np.ascontiguousarray(blocks.gather(self.task.vectors, candidates))
+        held = same and len(rows) ** 2 * vectors.itemsize <= _HELD_BYTES
+        cosines = HeldCosines(vectors, self.workers) if held else Cosines(vectors, points)
         # Sums are of cosines, which are 2 s - 1.
         scale = (1 - self.task.quality) / (2 * len(rows))
-        greedy = Greedy(vectors, points, self.bonus[candidates], scale, similar, self.workers)
+        greedy = Greedy(vectors, points, self.bonus[candidates], scale, cosines, self.workers)
         for row in self.task.given:
             greedy.add(int(np.searchsorted(candidates, row)))
-        greedy.run(self.size)
-        self.evaluations += greedy.evaluations * len(rows) / len(self.task.vectors)
+        num = min(self.size, len(candidates))
+        with progress("facility_location", num, len(greedy.chosen)) as bar:
+            while len(greedy.chosen) < num:
+                greedy.choose()
+                bar.advance()
+        self.evaluations += greedy.lookups / len(self.task.vectors)
         return candidates[greedy.chosen], np.array(greedy.gains)
 
     def in_parts(self) -> tuple[np.ndarray, np.ndarray]:

@@ -38,18 +38,17 @@ def reference(task: Task) -> tuple[list[int], list[float]]:
     return chosen, gains
 
 
-@pytest.mark.parametrize(("cached", "pool"), [(True, 512), (False, 512), (False, 1)])
-def test_equals_the_slow_reference_on_200_instances(monkeypatch: pytest.MonkeyPatch, cached: bool, pool: int) -> None:
-    monkeypatch.setattr(module, "_CACHE_BYTES", module._CACHE_BYTES if cached else 0)
-    monkeypatch.setattr(coverage_gain, "_POOL", pool)
-    monkeypatch.setattr(coverage_gain, "_LEAST", 1)
+@pytest.mark.parametrize("held", [True, False])
+def test_equals_the_slow_reference_on_200_instances(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+    monkeypatch.setattr(module, "_HELD_BYTES", module._HELD_BYTES if held else 0)
+    monkeypatch.setattr(coverage_gain, "_COLUMNS", 7)
+    monkeypatch.setattr(coverage_gain.Cosines, "rows_at_once", 5)
     for seed in range(200):
         task = instance(seed, most=20)
         chosen, gains = reference(task)
         choice = facility_location(task)
         np.testing.assert_allclose(choice.gains, gains, atol=1e-12, err_msg=str(seed))
-        if pool > 1:
-            assert choice.chosen.tolist() == chosen, seed
+        assert choice.chosen.tolist() == chosen, seed
         assert choice.notes["value"] == pytest.approx(objective(task, chosen), abs=1e-12)
 
 

@@ -10,18 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmdistill.decisions import (
-    COPIES,
-    Groups,
-    Row,
-    duplicate_groups,
-    find_rows,
-    read_decisions,
-    reject_batches,
-    rejected_ids,
-)
+from llmdistill.decisions import COPIES, read_decisions
 from llmdistill.errors import UsageError
-from llmdistill.inspection import field_of, matching
+from llmdistill.inspect.copies import Groups, duplicate_groups
+from llmdistill.inspect.rows import Row, field_of, find_rows, matching, reject_batches, rejected_ids
 from llmdistill.record import from_row
 
 _BATCH = 10_000

@@ -6,7 +6,7 @@ import pytest
 
 from llmdistill.errors import UsageError
 from llmdistill.fields import value_of
-from llmdistill.inspection import matching, read_rows, sample
+from llmdistill.inspect.rows import matching, read_rows, sample
 from llmdistill.record import Reject, to_row
 from tests.runs import answered, finish_stage
 

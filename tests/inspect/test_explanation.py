@@ -5,10 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from llmdistill import explanation
-from llmdistill.decisions import differing, duplicate_groups, find_rows
 from llmdistill.errors import DamagedError, UsageError
-from llmdistill.explanation import explain, groups_of_copies, in_words
+from llmdistill.inspect import explanation
+from llmdistill.inspect.copies import differing, duplicate_groups
+from llmdistill.inspect.explanation import explain, groups_of_copies, in_words
+from llmdistill.inspect.rows import find_rows
 from llmdistill.record import Reject
 from tests.decided import KOREAN, decided
 from tests.runs import answered, finish_stage

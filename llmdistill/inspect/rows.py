@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmdistill.decisions import Row
-from llmdistill.errors import UsageError
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from llmdistill.errors import DamagedError, UsageError
 from llmdistill.fields import value_of
 from llmdistill.run.files import read_table
 from llmdistill.run.stage import REJECTS, part_paths
@@ -25,6 +29,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "!=": lambda value, wanted: value != wanted,
     "~": lambda value, wanted: str(wanted) in str(value),
 }
+
+Row = dict[str, Any]
 
 _DERIVED = ("score", "question", "reply")
 
@@ -95,3 +101,73 @@ def sample(rows: Sequence[Row], size: int, seed: int = 0) -> list[Row]:
     """A seeded sample, in the rows' own order."""
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(size, len(rows))))
     return [rows[index] for index in chosen]
+
+
+def find_rows(
+    run_dir: Path, stage: str, ids: Iterable[str], columns: Sequence[str] = ("id", "prompt")
+) -> dict[str, Row]:
+    """The records of a stage with these ids, kept or rejected, by id; `columns` must hold "id".
+
+    Raises:
+        DamagedError: a file of the stage cannot be read.
+    """
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    found: dict[str, Row] = {}
+    for paths in (part_paths(run_dir / stage), _rejects(run_dir, stage)):
+        with _reading(paths if len(wanted) else []) as dataset:
+            if dataset is not None:
+                names = [name for name in columns if name in dataset.schema.names]
+                table = dataset.to_table(columns=names, filter=ds.field("id").isin(wanted))
+                found |= {row["id"]: row for row in table.to_pylist()}
+    return found
+
+
+def read_rejects(run_dir: Path, stage: str, reason: str) -> pa.Table:
+    """`id` and `detail` of what a stage dropped for this reason.
+
+    Raises:
+        DamagedError: the file cannot be read.
+    """
+    columns = {"id": ds.field("id"), "detail": ds.field("reject", "detail")}
+    with _reading(_rejects(run_dir, stage)) as dataset:
+        if dataset is None:
+            return pa.table({name: pa.array([], pa.string()) for name in columns})
+        return dataset.to_table(columns=columns, filter=ds.field("reject", "reason") == reason)
+
+
+def reject_batches(run_dir: Path, stage: str, reasons: Sequence[str], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """What a stage dropped for one of these reasons, at most `num_rows` at a time.
+
+    Raises:
+        DamagedError: the file cannot be read.
+    """
+    with _reading(_rejects(run_dir, stage)) as dataset:
+        if dataset is not None:
+            yield from dataset.to_batches(filter=ds.field("reject", "reason").isin(reasons), batch_size=num_rows)
+
+
+def rejected_ids(run_dir: Path, stage: str, prefix: str) -> list[str]:
+    """Ids that begin so, of what a stage dropped.
+
+    Raises:
+        DamagedError: the file cannot be read.
+    """
+    with _reading(_rejects(run_dir, stage)) as dataset:
+        if dataset is None:
+            return []
+        table = dataset.to_table(columns=["id"], filter=pc.starts_with(ds.field("id"), prefix))
+    return sorted(pc.unique(table.column("id")).to_pylist())
+
+
+def _rejects(run_dir: Path, stage: str) -> list[Path]:
+    path = run_dir / stage / REJECTS
+    return [path] if path.exists() else []
+
+
+@contextmanager
+def _reading(paths: Sequence[Path]) -> Iterator[ds.Dataset | None]:
+    try:
+        yield ds.dataset([str(path) for path in paths], format="parquet") if paths else None
+    except (OSError, pa.ArrowException) as error:
+        advice = "remove the stage's folder and run the same command again"
+        raise DamagedError(f"not readable as Parquet ({error})", where=paths[0], do=advice) from error

@@ -1,0 +1,1 @@
+"""Looking at a run: records of any stage, groups of copies, and why a record was kept or dropped."""
