@@ -14,7 +14,7 @@ from llmdistill.engines.models import ModelSource, find_model, load_model, load_
 from llmdistill.engines.resume import find, find_weights, model_parts
 from llmdistill.errors import ConfigError, DamagedError, ModelError
 from llmdistill.evaluate.answers import Contestant, ask
-from llmdistill.evaluate.measure import Sums, _compare, _target, _teacher_target
+from llmdistill.evaluate.measure import Sums, sums_of, target_ids, teacher_target
 from llmdistill.record import Record
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.failpoint import failpoint
@@ -174,7 +174,7 @@ def _measure(source: ModelSource, held_out: HeldOut, pipeline: Pipeline, journal
                 if held_out.teacher:
                     prompts["teacher"] = render_prompt(tokenizer, template.ask(record.prompt))
                 target = _text(record, held_out, tokenizer)
-                journal.append(record.id, sums=_compare(models, prompts, target, tokenizer.pad_token_id)["student"])
+                journal.append(record.id, sums=sums_of(models, prompts, target, tokenizer.pad_token_id)["student"])
                 failpoint("ablate.after_record")
             bar.advance()
     journal.commit()
@@ -182,5 +182,5 @@ def _measure(source: ModelSource, held_out: HeldOut, pipeline: Pipeline, journal
 
 def _text(record: Record, held_out: HeldOut, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if held_out.replies:
-        return _teacher_target(record, held_out.replies[record.id], tokenizer)
-    return _target((record.reference or "").strip(), tokenizer)
+        return teacher_target(record, held_out.replies[record.id], tokenizer)
+    return target_ids((record.reference or "").strip(), tokenizer)

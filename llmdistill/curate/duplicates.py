@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import regex
+from rapidfuzz.distance import OSA
+from rapidfuzz.process import cdist
 
-from llmdistill.curate.shingles import NUM_PERM, Views, fold, signatures, views, words
+from llmdistill.curate.shingles import NUM_PERM, fold, signatures, views, words
 
 _MISSES = 2e-3
 """Share of the pairs at the threshold that the index may miss; more similar pairs are missed far less."""
@@ -26,7 +28,7 @@ _LARGE, _LENIENCE = 50_000, 0.1
 """Pools of more texts than this take the share of misses at so much over the threshold: chance collisions grow with
 the square of the number of texts, and slips leave most copies well over it."""
 
-_DEVIATIONS = 4.0
+_DEVIATIONS = 3.0
 """A candidate whose estimated similarity is this many standard deviations under the threshold is not compared."""
 
 CHANGED = 0.49
@@ -44,7 +46,10 @@ UNEXPLAINED = 0.15
 _MOST_PAIRS = 160_000
 """Pairs of differing words that are compared one by one."""
 
-_COMPARED_TEXTS = 32
+_FAR = 1_000_000
+"""Edits between words that are no spellings of each other."""
+
+_COMPARED_TEXTS = 8
 """Candidates that a text is compared with, those of the highest estimates: thousands of texts may share a template,
 and a copy is nearer to its original than to them."""
 
@@ -96,14 +101,14 @@ def near_copies_of(
 
 def similarity(first: str, second: str) -> float:
     """Jaccard similarity of two texts, 0 to 1; 0 where they are different exercises."""
-    return _similarity(_read(first), _read(second), 0.0)
+    return _similarity(first, second, 0.0)
 
 
 def _best(text: str, texts: Sequence[str], candidates: Sequence[int], threshold: float) -> Match | None:
     """The most similar candidate, the earlier one of equals; candidates ascend."""
     best = None
     for candidate in candidates:
-        found = _similarity(_read(text), _read(texts[candidate]), max(threshold, best.similarity if best else 0.0))
+        found = _similarity(text, texts[candidate], max(threshold, best.similarity if best else 0.0))
         if found >= threshold and (best is None or found > best.similarity):
             best = Match(candidate, found)
     return best
@@ -112,12 +117,24 @@ def _best(text: str, texts: Sequence[str], candidates: Sequence[int], threshold:
 # What two texts say
 
 
+class _Stems:
+    """Words in their order, each with the number of times that it stood before."""
+
+    def __init__(self, words_: Sequence[str]) -> None:
+        times: Counter[str] = Counter()
+        self.counted: list[tuple[str, int]] = []
+        for word in words_:
+            self.counted.append((word, times[word]))
+            times[word] += 1
+        self.known = frozenset(self.counted)
+        self.joined = "".join(words_)
+
+
 @dataclass(frozen=True)
 class _Reading:
     """What is compared of a text. Numbers come with the words beside them, words without Korean particles."""
 
-    views: Views
-    stems: tuple[str, ...]
+    stems: _Stems
     numbers: tuple[str, ...]
     placed: tuple[frozenset[tuple[str, str]], ...]
     unnumbered: tuple[str, ...]
@@ -140,14 +157,24 @@ _PARTICLE = regex.compile(
 )
 
 
-@functools.lru_cache(maxsize=8192)
+_HANGUL = regex.compile(r"[\u1100-\u11FF]")
+
+
+def _without_particles(found: list[str]) -> list[str]:
+    """Words without Korean particles."""
+    return [_PARTICLE.sub("", word) if _HANGUL.match(word[-1]) else word for word in found]
+
+
+_views = functools.lru_cache(maxsize=8192)(views)
+
+
+@functools.lru_cache(maxsize=32_768)
 def _read(text: str) -> _Reading:
     folded = fold(text)
     tokens = ["", *_TOKEN.findall(folded), ""]
     places = [at for at, token in enumerate(tokens) if token[:1].isdecimal()]
     return _Reading(
-        views=views(text),
-        stems=tuple(_PARTICLE.sub("", word) for word in words(text)),
+        stems=_Stems(_without_particles(words(text))),
         numbers=tuple(tokens[at].replace(",", "") for at in places),
         placed=tuple(frozenset([("before", tokens[at - 1]), ("after", tokens[at + 1])]) for at in places),
         unnumbered=tuple(token for token in tokens if not token[:1].isdecimal()),
@@ -156,18 +183,21 @@ def _read(text: str) -> _Reading:
     )
 
 
-def _similarity(first: _Reading, second: _Reading, least: float) -> float:
-    """As `similarity`, but 0 for what is under `least`: the costly comparisons are left out then."""
-    found = first.views.similarity(second.views)
-    return found if found >= least and _same_exercise(first, second) else 0.0
+def _similarity(first: str, second: str, least: float) -> float:
+    """As `similarity`, but 0 for what is under `least`. What is quickly found to differ is looked at first."""
+    left, right = _read(first), _read(second)
+    if not _same_signs(left, right):
+        return 0.0
+    found = _views(first).similarity(_views(second))
+    return found if found >= least and _same_wording(left.stems, right.stems) else 0.0
 
 
-def _same_exercise(first: _Reading, second: _Reading) -> bool:
+def _same_signs(first: _Reading, second: _Reading) -> bool:
+    """Whether numbers, operators and Korean negations are the same."""
     return (
-        _same_numbers(first, second)
-        and first.operators == second.operators
+        first.operators == second.operators
         and first.korean_negations == second.korean_negations
-        and _same_wording(first.stems, second.stems)
+        and _same_numbers(first, second)
     )
 
 
@@ -189,12 +219,12 @@ def _same_numbers(first: _Reading, second: _Reading) -> bool:
     )
 
 
-def _same_wording(first: Sequence[str], second: Sequence[str]) -> bool:
+def _same_wording(first: _Stems, second: _Stems) -> bool:
     """Whether the words that only one text has are spellings of those that only the other has.
 
     Words that are only added are no other wording, for nothing stands in their place; but a negation is.
     """
-    if "".join(first) == "".join(second):
+    if first.joined == second.joined:
         return True
     left, right = _only_in(first, second), _only_in(second, first)
     if not (_negated_alike(left, right) and _negated_alike(right, left)):
@@ -206,23 +236,16 @@ def _same_wording(first: Sequence[str], second: Sequence[str]) -> bool:
     return min(len("".join(left)), len("".join(right))) <= UNEXPLAINED * differing
 
 
-def _only_in(first: Sequence[str], second: Sequence[str]) -> list[str]:
+def _only_in(first: _Stems, second: _Stems) -> list[str]:
     """Words of the first text, as often as the second lacks them, in their order."""
-    surplus = Counter(first)
-    surplus.subtract(Counter(second))
-    only = []
-    for word in first:
-        if surplus[word] > 0:
-            surplus[word] -= 1
-            only.append(word)
-    return only
+    return [word for word, time in first.counted if (word, time) not in second.known]
 
 
 def _negated_alike(words: Sequence[str], others: Sequence[str]) -> bool:
     """Whether the others have each negation among the words too: mistyped, or written together with a neighbour."""
     joined = "".join(others)
     return all(
-        word in joined or any(edit_distance(word, other) <= 1 for other in others)
+        word in joined or any(OSA.distance(word, other, score_cutoff=1) <= 1 for other in others)
         for word in words
         if _NOT.fullmatch(word)
     )
@@ -232,45 +255,31 @@ def _without_spellings(left: list[str], right: list[str]) -> tuple[list[str], li
     """The words without the pairs that are spellings of each other, wherever they stand."""
     if len(left) * len(right) > _MOST_PAIRS:
         return left, right
-    alone, rest = [], list(right)
-    for word in left:
-        spellings = [other for other in rest if _alike(word, other)]
-        if spellings:
-            rest.remove(min(spellings, key=lambda other: edit_distance(word, other)))
-        else:
+    edits = cdist(left, right, scorer=OSA.distance, dtype=np.int32)
+    longest = np.maximum.outer([len(word) for word in left], [len(word) for word in right])
+    edits[edits > _allowed(longest)] = _FAR
+    alone = []
+    for word, row in zip(left, edits, strict=True):
+        nearest = int(row.argmin())
+        if row[nearest] == _FAR:
             alone.append(word)
-    return alone, rest
+        else:
+            edits[:, nearest] = _FAR
+            right = [*right[:nearest], "", *right[nearest + 1 :]]
+    return alone, [word for word in right if word]
+
+
+def _allowed(longest: np.ndarray) -> np.ndarray:
+    """Most edits between two spellings, by the letters of the longer: one slip in two letters, none in one."""
+    allowed: np.ndarray = np.maximum(CHANGED * longest, np.where(longest > 1, 1.0, 0.0))
+    return allowed
 
 
 def _alike(first: str, second: str) -> bool:
-    """Whether few edits lie between two spellings. A slip in two letters is one edit; `A` for `B` is no slip."""
+    """Whether few edits lie between two spellings."""
     first, second = first[:_COMPARED], second[:_COMPARED]
-    longest = max(len(first), len(second))
-    allowed = max(CHANGED * longest, 1.0 if longest > 1 else 0.0)
-    return abs(len(first) - len(second)) <= allowed and edit_distance(first, second) <= allowed
-
-
-def edit_distance(first: str, second: str) -> int:
-    """Letters wrong, missing, added or exchanged with their neighbour.
-
-    Computed a column at a time in the bits of an integer (Myers 1999; with exchanges, Hyyrö 2003).
-    """
-    if not first or not second:
-        return max(len(first), len(second))
-    places: dict[str, int] = {}
-    for at, letter in enumerate(first):
-        places[letter] = places.get(letter, 0) | 1 << at
-    full, last = (1 << len(first)) - 1, 1 << (len(first) - 1)
-    up, down, zero, before, distance = full, 0, 0, 0, len(first)
-    for letter in second:
-        equal = places.get(letter, 0)
-        exchanged = ((~zero & equal) << 1) & before
-        zero = ((((equal & up) + up) ^ up) | equal | down | exchanged) & full
-        rises, falls = (down | ~(zero | up)) & full, up & zero
-        distance += bool(rises & last) - bool(falls & last)
-        rises, falls = rises << 1 | 1, falls << 1
-        up, down, before = (falls | ~(zero | rises)) & full, rises & zero & full, equal
-    return distance
+    most = int(_allowed(np.array(max(len(first), len(second)))))
+    return OSA.distance(first, second, score_cutoff=most) <= most
 
 
 # Which texts are compared

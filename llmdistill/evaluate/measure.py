@@ -52,15 +52,15 @@ def measure(
         tokenizer = load_tokenizer(sources["student"])
         with progress("measure", len(records), len(records) - len(owed)) as bar:
             for record in owed:
-                texts = {"teacher_text": _teacher_target(record, teacher_replies[record.id], tokenizer)}
+                texts = {"teacher_text": teacher_target(record, teacher_replies[record.id], tokenizer)}
                 if record.reference and record.reference.strip():
-                    texts["human_text"] = _target(record.reference.strip(), tokenizer)
+                    texts["human_text"] = target_ids(record.reference.strip(), tokenizer)
                 prompts = {
                     role: render_prompt(tokenizer, who.messages(record))
                     for role, who in contestants.items()
                     if role in models
                 }
-                sums = {kind: _compare(models, prompts, ids, tokenizer.pad_token_id) for kind, ids in texts.items()}
+                sums = {kind: sums_of(models, prompts, ids, tokenizer.pad_token_id) for kind, ids in texts.items()}
                 journal.append(record.id, sums=sums)
                 failpoint("evaluate.after_record")
                 bar.advance()
@@ -68,18 +68,19 @@ def measure(
     return {record.id: journal[record.id]["sums"] for record in records}
 
 
-def _target(text: str, tokenizer: Any) -> list[int]:
+def target_ids(text: str, tokenizer: Any) -> list[int]:
+    """Ids of a text to be scored, at most `_MAX_TARGET` of them, and the end token."""
     ids = tokenizer.encode(text, add_special_tokens=False)[:_MAX_TARGET]
     return [*ids, tokenizer.eos_token_id]
 
 
-def _teacher_target(record: Record, reply: Completion, tokenizer: Any) -> list[int]:
+def teacher_target(record: Record, reply: Completion, tokenizer: Any) -> list[int]:
     """The teacher's answer; without an end token where the teacher did not come to one."""
-    target = _target(reply.text.strip(), tokenizer)
+    target = target_ids(reply.text.strip(), tokenizer)
     return target if reply.finish_reason == "stop" else target[:-1]
 
 
-def _compare(
+def sums_of(
     models: Mapping[str, PreTrainedModel], prompts: Mapping[str, list[int]], target: list[int], pad_id: int
 ) -> dict[str, Sums]:
     """Each model's sums over one target, every model asked in its own way."""

@@ -204,4 +204,10 @@ def _notes(pipeline: Pipeline, prompts: PromptSet, weights: ModelSource | None) 
     if weights is None and needs_weights(pipeline):
         name = weights_name(pipeline.teacher)
         notes.append(f"{name} is not on this machine yet; it will be fetched, and times are unknown")
+    if pipeline.ablation:
+        varied = pipeline.ablation
+        notes.append(
+            f"llmdistill ablate trains {varied.num_trainings} students: "
+            f"{len(varied.vary)} variants x {len(varied.seeds)} seeds"
+        )
     return notes

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.faults.conftest import Process, Result, Zygote, _talkative, zygote  # noqa: F401
+from tests.faults.conftest import Process, Result, Zygote, talkative, zygote  # noqa: F401
 from tests.tiny import PROMPTS, save_tiny_model
 
 SIZE, SEEDS = 8, [0, 1]
@@ -102,7 +102,7 @@ def new_ablation(zygote: Zygote, folder: Path, model: Path) -> Ablation:  # noqa
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real model that has something to say to every prompt."""
-    return _talkative(save_tiny_model(tmp_path_factory.mktemp("talkative")))
+    return talkative(save_tiny_model(tmp_path_factory.mktemp("talkative")))
 
 
 @pytest.fixture(scope="session")

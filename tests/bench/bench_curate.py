@@ -59,7 +59,8 @@ def semantic(job: Job) -> Arrays:
 
 
 def copies(job: Job) -> Arrays:
-    from llmdistill.curate.duplicates import near_duplicates, signatures
+    from llmdistill.curate.duplicates import near_duplicates
+    from llmdistill.curate.shingles import signatures
 
     texts = job.texts.tolist()
     matches = near_duplicates(texts, job.threshold, signatures(texts))

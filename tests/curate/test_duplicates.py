@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmdistill.curate.duplicates import band_rows, edit_distance, near_copies_of, near_duplicates, similarity
+from llmdistill.curate.duplicates import band_rows, near_copies_of, near_duplicates, similarity
 from llmdistill.curate.shingles import NUM_PERM, jaccard, normalise, signatures, views, words
 from tests.curate.planted import COPIES, LOOKALIKES, Planted, korean_questions, plant
 from tests.tiny import PROMPTS, REPO
@@ -315,17 +315,6 @@ def test_every_match_reports_the_similarity_that_was_compared(texts, threshold):
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=8))
 def test_identical_texts_are_always_found(texts):
     assert all(match is not None for match in near_duplicates([*texts, *texts], 1.0)[len(texts) :])
-
-
-@given(st.text(alphabet="abc", max_size=9), st.text(alphabet="abc", max_size=9))
-def test_the_edit_distance_is_that_of_the_definition(first, second):
-    table = {(i, j): max(i, j) for i in range(len(first) + 1) for j in range(len(second) + 1) if not i or not j}
-    for i, a in enumerate(first, 1):
-        for j, b in enumerate(second, 1):
-            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (a != b))
-            if i > 1 and j > 1 and a == second[j - 2] and b == first[i - 2]:
-                table[i, j] = min(table[i, j], table[i - 2, j - 2] + 1)
-    assert edit_distance(first, second) == table[len(first), len(second)]
 
 
 def test_similarity_does_not_depend_on_which_text_comes_first():

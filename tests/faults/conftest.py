@@ -192,7 +192,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 def pipeline_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of every stage on sixty real prompts and a tiny real model."""
     folder = tmp_path_factory.mktemp("pipeline")
-    model = _talkative(save_tiny_model(folder / "model"))
+    model = talkative(save_tiny_model(folder / "model"))
     lines = [line for line in PROMPTS.read_text("utf-8").splitlines() if len(line) < 400]
     (folder / "prompts.jsonl").write_text("\n".join(lines[:NUM_PROMPTS]) + "\n", "utf-8")
     rubric = (REPO / "prompts" / "en" / "judge.yaml").read_text("utf-8")
@@ -208,7 +208,7 @@ def pipeline_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pipeline.yaml"
 
 
-def _talkative(folder: Path) -> Path:
+def talkative(folder: Path) -> Path:
     """The tiny model with weights so wide that it writes something else to every prompt, and a long context."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
