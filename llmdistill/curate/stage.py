@@ -60,7 +60,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     steps.explain(work, rows, vectors)
     with work.step("write"):
         counts = _write(stage, work.decisions, pipeline)
-    return stage.finish(counts, metrics={**work.metrics, "steps": work.seconds})
+    return stage.finish(counts, metrics={**work.metrics, "seconds": work.seconds})
 
 
 def _files_read(pipeline: Pipeline) -> Parts:

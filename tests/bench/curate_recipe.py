@@ -22,12 +22,15 @@ REPO = Path(__file__).resolve().parents[2]
 PIPELINE = """
 name: recipe
 run_dir: {folder}/run
-prompts: {{path: {pool}, fields: {{prompt: prompt, completion: completion}}, held_out: 0.01}}
+prompts: {{path: {pool}, fields: {{prompt: prompt, completion: completion}}, held_out: 0}}
 generate: {{mode: import, imported_from: a dataset, template: prompts/en/answer.yaml}}
 teacher: {{model: "{student}"}}
 student: {{model: "{student}"}}
 filter: {{judge: null}}
-curate: {{size: {size}, semantic_duplicates: 0.95}}
+curate:
+  size: {size}
+  semantic_duplicates: 0.95
+  decontaminate: {{against: [data/gsm8k/test-first-200.jsonl]}}
 """
 
 
@@ -67,7 +70,7 @@ def row(folder: Path, label: str, settings: dict[str, object]) -> None:
     """Curate once and print what it took."""
     assignments = [part for key, value in settings.items() for part in ("--set", f"curate.{key}={value}")]
     seconds, peak = run(folder, "curate", *assignments)
-    steps = json.loads((folder / "run/curate/manifest.json").read_text())["metrics"].get("steps", {})
+    steps = json.loads((folder / "run/curate/manifest.json").read_text())["metrics"]["seconds"]
     split = ", ".join(f"{name} {took:.1f}" for name, took in steps.items())
     rest = seconds - sum(steps.values())
     print(

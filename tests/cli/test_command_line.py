@@ -21,7 +21,7 @@ from tests.tiny import REPO
 
 COMMANDS = [
     *("run", "generate", "filter", "curate", "train", "evaluate", "report"),
-    *("plan", "calibrate", "inspect", "export", "doctor", "init"),
+    *("plan", "calibrate", "ablate", "inspect", "export", "doctor", "init"),
 ]
 PIPELINE = """
 name: x
