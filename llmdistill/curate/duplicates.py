@@ -20,6 +20,7 @@ from rapidfuzz.distance import OSA
 from rapidfuzz.process import cdist
 
 from llmdistill.curate.shingles import NUM_PERM, fold, signatures, views, words
+from llmdistill.run.progress import progress
 
 _MISSES = 2e-3
 """Share of the pairs at the threshold that the index may miss; more similar pairs are missed far less."""
@@ -77,10 +78,12 @@ def near_duplicates(texts: Sequence[str], threshold: float, known: np.ndarray | 
     """
     index = _Index(signatures(texts) if known is None else known, threshold)
     matches: list[Match | None] = []
-    for row, text in enumerate(texts):
-        matches.append(_best(text, texts, index.candidates(row), threshold))
-        if matches[row] is None:
-            index.add(row)
+    with progress("near duplicates", len(texts)) as bar:
+        for row, text in enumerate(texts):
+            matches.append(_best(text, texts, index.candidates(row), threshold))
+            if matches[row] is None:
+                index.add(row)
+            bar.advance()
     return matches
 
 
@@ -131,15 +134,20 @@ class _Stems:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What is compared of a text. Numbers come with the words beside them, words without Korean particles."""
+class _Signs:
+    """What is quickly compared, and small enough to be held for many texts."""
 
-    stems: _Stems
     numbers: tuple[str, ...]
-    placed: tuple[frozenset[tuple[str, str]], ...]
-    unnumbered: tuple[str, ...]
     operators: tuple[str, ...]
     korean_negations: int
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The words beside each number of a text, and its tokens without the numbers."""
+
+    beside: tuple[frozenset[tuple[str, str]], ...]
+    unnumbered: tuple[str, ...]
 
 
 _PARTICLES = "에게서 에서 에게 으로 은 는 이 가 을 를 의 에 로 와 과 도 만".split()
@@ -165,57 +173,63 @@ def _without_particles(found: list[str]) -> list[str]:
     return [_PARTICLE.sub("", word) if _HANGUL.match(word[-1]) else word for word in found]
 
 
-_views = functools.lru_cache(maxsize=8192)(views)
-
-
-@functools.lru_cache(maxsize=32_768)
-def _read(text: str) -> _Reading:
+@functools.lru_cache(maxsize=65_536)
+def _signs(text: str) -> _Signs:
     folded = fold(text)
-    tokens = ["", *_TOKEN.findall(folded), ""]
-    places = [at for at, token in enumerate(tokens) if token[:1].isdecimal()]
-    return _Reading(
-        stems=_Stems(_without_particles(words(text))),
-        numbers=tuple(tokens[at].replace(",", "") for at in places),
-        placed=tuple(frozenset([("before", tokens[at - 1]), ("after", tokens[at + 1])]) for at in places),
-        unnumbered=tuple(token for token in tokens if not token[:1].isdecimal()),
+    return _Signs(
+        numbers=tuple(number.replace(",", "") for number in _NUMBER.findall(folded)),
         operators=tuple(sorted(_OPERATOR.findall(folded))),
         korean_negations=len(_NOT_KOREAN.findall("".join(folded.split()))),
     )
 
 
-def _similarity(first: str, second: str, least: float) -> float:
-    """As `similarity`, but 0 for what is under `least`. What is quickly found to differ is looked at first."""
-    left, right = _read(first), _read(second)
-    if not _same_signs(left, right):
-        return 0.0
-    found = _views(first).similarity(_views(second))
-    return found if found >= least and _same_wording(left.stems, right.stems) else 0.0
-
-
-def _same_signs(first: _Reading, second: _Reading) -> bool:
-    """Whether numbers, operators and Korean negations are the same."""
-    return (
-        first.operators == second.operators
-        and first.korean_negations == second.korean_negations
-        and _same_numbers(first, second)
+@functools.lru_cache(maxsize=1024)
+def _places(text: str) -> _Places:
+    tokens = ["", *_TOKEN.findall(fold(text)), ""]
+    numbers = [at for at, token in enumerate(tokens) if token[:1].isdecimal()]
+    return _Places(
+        beside=tuple(frozenset([("before", tokens[at - 1]), ("after", tokens[at + 1])]) for at in numbers),
+        unnumbered=tuple(token for token in tokens if not token[:1].isdecimal()),
     )
 
 
-def _same_numbers(first: _Reading, second: _Reading) -> bool:
-    """Whether the numbers are the same.
+@functools.lru_cache(maxsize=4096)
+def _stems(text: str) -> _Stems:
+    return _Stems(_without_particles(words(text)))
 
-    Where their order is another one, that of the words must be too, and each must have kept a word beside it.
-    """
-    if first.numbers == second.numbers:
-        return True
-    if sorted(first.numbers) != sorted(second.numbers) or first.unnumbered == second.unnumbered:
+
+_views = functools.lru_cache(maxsize=4096)(views)
+
+
+def _similarity(first: str, second: str, least: float) -> float:
+    """As `similarity`, but 0 for what is under `least`. What is quickly found to differ is looked at first."""
+    if not _same_signs(first, second):
+        return 0.0
+    found = _views(first).similarity(_views(second))
+    return found if found >= least and _same_wording(_stems(first), _stems(second)) else 0.0
+
+
+def _same_signs(first: str, second: str) -> bool:
+    """Whether numbers, operators and Korean negations are the same."""
+    left, right = _signs(first), _signs(second)
+    if (left.operators, left.korean_negations) != (right.operators, right.korean_negations):
         return False
-    places: dict[str, list[frozenset[tuple[str, str]]]] = {}
-    for number, placed in zip(second.numbers, second.placed, strict=True):
-        places.setdefault(number, []).append(placed)
+    if left.numbers == right.numbers:
+        return True
+    return sorted(left.numbers) == sorted(right.numbers) and _same_numbers_moved(first, second)
+
+
+def _same_numbers_moved(first: str, second: str) -> bool:
+    """Whether equal numbers in another order are so because the words are: each has kept a word beside it."""
+    left, right = _places(first), _places(second)
+    if left.unnumbered == right.unnumbered:
+        return False
+    found: dict[str, list[frozenset[tuple[str, str]]]] = {}
+    for number, beside in zip(_signs(second).numbers, right.beside, strict=True):
+        found.setdefault(number, []).append(beside)
     return all(
-        any(placed & other for other in places[number])
-        for number, placed in zip(first.numbers, first.placed, strict=True)
+        any(beside & other for other in found[number])
+        for number, beside in zip(_signs(first).numbers, left.beside, strict=True)
     )
 
 
