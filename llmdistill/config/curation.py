@@ -89,7 +89,8 @@ class Curate(Settings):
 
     Attributes:
         near_duplicates: Jaccard similarity of questions from which the worse one is dropped.
-        semantic_duplicates: cosine of their embeddings from which the worse one is dropped.
+        semantic_duplicates: cosine of their embeddings from which the worse one is dropped; for a sentence encoder
+            (`tfidf` finds unlike questions that near).
         select: how `size` are chosen. `cluster` is LIMA's recipe (arXiv 2305.11206), `deita` that of arXiv 2312.15685.
         quality: how much the score counts beside diversity in k_center, facility_location and dpp: 0 not at all.
         max_similarity: `deita` passes over what has this cosine or more with a record that it has kept.
