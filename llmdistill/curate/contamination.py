@@ -7,7 +7,7 @@ embeddings) one that is reworded. No threshold finds every reworded question (ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -19,6 +19,7 @@ from llmdistill.config import Decontaminate, Pipeline
 from llmdistill.curate.blocks import nearest
 from llmdistill.curate.duplicates import near_copies_of
 from llmdistill.curate.overlap import Overlap
+from llmdistill.curate.shingles import signatures
 from llmdistill.curate.tokens import places, tokens
 from llmdistill.errors import InputError
 from llmdistill.pipeline_file import find_file
@@ -141,6 +142,7 @@ def contaminated(
     sets: Sequence[EvaluationSet],
     settings: Decontaminate,
     vectors: tuple[np.ndarray, list[np.ndarray]] | None = None,
+    signed: Callable[[Sequence[str]], np.ndarray] = signatures,
 ) -> list[Contamination | None]:
     """What each training record has of an evaluation question; None for a clean one.
 
@@ -151,6 +153,7 @@ def contaminated(
         questions: of the records.
         replies: of the records.
         vectors: unit vectors of the records' questions [N, d] and of each set's questions, for `similarity`.
+        signed: gives the MinHash signatures of texts, for `near`.
     """
     asked = [question for each in sets for question in each.questions]
     names = [(each.name, where) for each in sets for where in each.where]
@@ -158,7 +161,7 @@ def contaminated(
     if settings.overlap is not None:
         found["overlap"] = _overlapping(questions, replies, asked, settings)
     if settings.near is not None:
-        found["near"] = _near(questions, asked, settings.near)
+        found["near"] = _near(questions, asked, settings.near, signed)
     if settings.similarity is not None and vectors is not None:
         found["similarity"] = _similar(*vectors, settings.similarity)
     contaminations: list[Contamination | None] = [None] * len(questions)
@@ -192,11 +195,14 @@ def _overlapping(
     return found
 
 
-def _near(questions: Sequence[str], asked: list[str], threshold: float) -> list[_Found | None]:
+def _near(
+    questions: Sequence[str], asked: list[str], threshold: float, signed: Callable[[Sequence[str]], np.ndarray]
+) -> list[_Found | None]:
     """Texts without a token, as empty ones or dots, equal no other."""
     rows = [row for row, question in enumerate(asked) if tokens(question)]
     texts = [text for text in dict.fromkeys(questions) if tokens(text)]
-    matches = near_copies_of([asked[row] for row in rows], texts, threshold)
+    originals = [asked[row] for row in rows]
+    matches = near_copies_of(originals, texts, threshold, signed([*originals, *texts]))
     by_text = dict(zip(texts, matches, strict=True))
     found = [by_text.get(question) for question in questions]
     return [_Found(rows[match.index], match.similarity) if match else None for match in found]

@@ -270,8 +270,8 @@ def _without_spellings(left: list[str], right: list[str]) -> tuple[list[str], li
     if len(left) * len(right) > _MOST_PAIRS:
         return left, right
     edits = cdist(left, right, scorer=OSA.distance, dtype=np.int32)
-    longest = np.maximum.outer([len(word) for word in left], [len(word) for word in right])
-    edits[edits > _allowed(longest)] = _FAR
+    allowed = np.maximum.outer([_allowed(len(word)) for word in left], [_allowed(len(word)) for word in right])
+    edits[edits > allowed] = _FAR
     alone = []
     for word, row in zip(left, edits, strict=True):
         nearest = int(row.argmin())
@@ -283,16 +283,15 @@ def _without_spellings(left: list[str], right: list[str]) -> tuple[list[str], li
     return alone, [word for word in right if word]
 
 
-def _allowed(longest: np.ndarray) -> np.ndarray:
+def _allowed(length: int) -> float:
     """Most edits between two spellings, by the letters of the longer: one slip in two letters, none in one."""
-    allowed: np.ndarray = np.maximum(CHANGED * longest, np.where(longest > 1, 1.0, 0.0))
-    return allowed
+    return max(CHANGED * length, 1.0 if length > 1 else 0.0)
 
 
 def _alike(first: str, second: str) -> bool:
     """Whether few edits lie between two spellings."""
     first, second = first[:_COMPARED], second[:_COMPARED]
-    most = int(_allowed(np.array(max(len(first), len(second)))))
+    most = int(_allowed(max(len(first), len(second))))
     return OSA.distance(first, second, score_cutoff=most) <= most
 
 

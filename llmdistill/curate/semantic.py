@@ -101,6 +101,7 @@ class _Kept:
         self._count = 0
 
     def add(self, vectors: np.ndarray, positions: np.ndarray) -> None:
+        """Keep rows, with where they stand in the pool."""
         end = self._count + len(vectors)
         self._vectors[self._count : end], self._positions[self._count : end] = vectors, positions
         self._count = end

@@ -24,9 +24,6 @@ from llmdistill.curate.semantic import how, semantic_duplicates
 from llmdistill.curate.shingles import SIGNATURE_VERSION, signatures
 from llmdistill.decisions import Decisions
 
-MOST_PRODUCTS = 2e10
-"""Products of a row with a chosen row that explaining may take: a minute or so."""
-
 FindCopies = Callable[[np.ndarray], list[Match | None]]
 """For rows, best first: which earlier one of them each nearly equals."""
 
@@ -62,6 +59,10 @@ class Work:
         with self.step("embed"):
             return embed(texts, self.pipeline.curate.embed, self.pipeline, self.cache_dir)
 
+    def signed(self, texts: Sequence[str]) -> np.ndarray:
+        """[texts, width] MinHash signatures, each computed once."""
+        return cached(self.cache_dir, f"signatures-{SIGNATURE_VERSION}", texts, signatures, what="signatures")
+
     def questions(self, rows: np.ndarray) -> list[str]:
         """Texts of the rows' prompts."""
         return [self.pool.questions[row] for row in rows]
@@ -86,7 +87,7 @@ def drop_contaminated(work: Work, sets: list[EvaluationSet]) -> None:
         ends = np.cumsum([len(questions), *(len(found.questions) for found in sets)])
         vectors = every[: ends[0]], np.split(every[ends[0] :], ends[1:-1] - ends[0])
     with work.step("decontaminate"):
-        found = contaminated(questions, [work.pool.replies[row] for row in rows], sets, settings, vectors)
+        found = contaminated(questions, [work.pool.replies[row] for row in rows], sets, settings, vectors, work.signed)
     counts = {one.name: 0 for one in sets}
     for row, contamination in zip(rows, found, strict=True):
         if contamination:
@@ -103,8 +104,7 @@ def drop_near_copies(work: Work) -> None:
 
     def find(rows: np.ndarray) -> list[Match | None]:
         texts = work.questions(rows)
-        known = cached(work.cache_dir, f"signatures-{SIGNATURE_VERSION}", texts, signatures)
-        return near_duplicates(texts, threshold, known)
+        return near_duplicates(texts, threshold, work.signed(texts))
 
     with work.step("near_duplicates"):
         _drop_copies(work, work.decisions.open, find, "near_duplicate")
@@ -203,7 +203,7 @@ def explain(work: Work, rows: np.ndarray, vectors: np.ndarray) -> None:
         chosen = np.searchsorted(rows, decisions.kept)
         if 0 < len(chosen) < len(rows):
             work.metrics["coverage"] = coverage_curve(vectors, chosen, work.pipeline.curate_seed).as_dict()
-        if len(chosen) and len(rows) * len(chosen) <= MOST_PRODUCTS:
+        if len(chosen):
             nearest, similarity = nearest_chosen(vectors, chosen)
             decisions.nearest[rows] = np.where(nearest >= 0, rows[nearest], -1)
             decisions.nearest_similarity[rows] = similarity

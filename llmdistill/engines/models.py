@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,17 +84,16 @@ def _local(name: str, trust_remote_code: bool) -> ModelSource:
     path = Path(name)
     if not (path / "config.json").exists():
         raise ModelError("this directory holds no model (no config.json)", where=name, do="check the path")
-    return ModelSource(name, path, f"local:{_fingerprint(path)}", trust_remote_code)
+    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".jinja", ".model"))
+    return ModelSource(name, path, f"local:{fingerprint(path, files)}", trust_remote_code)
 
 
-def _fingerprint(path: Path) -> str:
-    """Hash of the directory's small files and of the size and both ends of each weight file."""
+def fingerprint(path: Path, files: Iterable[Path]) -> str:
+    """Hash of small files in a directory and of the size and both ends of large ones, with their names."""
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix not in (".json", ".safetensors", ".jinja", ".model"):
-            continue
+    for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
+        digest.update(f"{file.relative_to(path)}:{size}:".encode())
         with open(file, "rb") as handle:
             digest.update(handle.read(1 << 20))
             if size > 1 << 20:

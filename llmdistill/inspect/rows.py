@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from llmdistill.errors import DamagedError, UsageError
+from llmdistill.errors import UsageError
 from llmdistill.fields import value_of
 from llmdistill.run.files import read_table
-from llmdistill.run.stage import REJECTS, part_paths
+from llmdistill.run.stage import REJECTS, part_paths, reject_paths
+from llmdistill.run.tables import reading
 
 _STAGES = ("prompts", "generate", "filter", "curate", "evaluate")
 _CONDITION = re.compile(r"^\s*([\w.]+)\s*(<=|>=|!=|<|>|=|~)\s*(.*?)\s*$", re.DOTALL)
@@ -31,8 +31,6 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 Row = dict[str, Any]
-
-_DERIVED = ("score", "question", "reply")
 
 
 def read_rows(run_dir: Path, stage: str, rejects: bool = False) -> list[Row]:
@@ -113,8 +111,8 @@ def find_rows(
     """
     wanted = pa.array(sorted(set(ids)), pa.string())
     found: dict[str, Row] = {}
-    for paths in (part_paths(run_dir / stage), _rejects(run_dir, stage)):
-        with _reading(paths if len(wanted) else []) as dataset:
+    for paths in (part_paths(run_dir / stage), reject_paths(run_dir / stage)):
+        with reading(paths if len(wanted) else []) as dataset:
             if dataset is not None:
                 names = [name for name in columns if name in dataset.schema.names]
                 table = dataset.to_table(columns=names, filter=ds.field("id").isin(wanted))
@@ -129,7 +127,7 @@ def read_rejects(run_dir: Path, stage: str, reason: str) -> pa.Table:
         DamagedError: the file cannot be read.
     """
     columns = {"id": ds.field("id"), "detail": ds.field("reject", "detail")}
-    with _reading(_rejects(run_dir, stage)) as dataset:
+    with reading(reject_paths(run_dir / stage)) as dataset:
         if dataset is None:
             return pa.table({name: pa.array([], pa.string()) for name in columns})
         return dataset.to_table(columns=columns, filter=ds.field("reject", "reason") == reason)
@@ -141,7 +139,7 @@ def reject_batches(run_dir: Path, stage: str, reasons: Sequence[str], num_rows: 
     Raises:
         DamagedError: the file cannot be read.
     """
-    with _reading(_rejects(run_dir, stage)) as dataset:
+    with reading(reject_paths(run_dir / stage)) as dataset:
         if dataset is not None:
             yield from dataset.to_batches(filter=ds.field("reject", "reason").isin(reasons), batch_size=num_rows)
 
@@ -152,22 +150,8 @@ def rejected_ids(run_dir: Path, stage: str, prefix: str) -> list[str]:
     Raises:
         DamagedError: the file cannot be read.
     """
-    with _reading(_rejects(run_dir, stage)) as dataset:
+    with reading(reject_paths(run_dir / stage)) as dataset:
         if dataset is None:
             return []
         table = dataset.to_table(columns=["id"], filter=pc.starts_with(ds.field("id"), prefix))
     return sorted(pc.unique(table.column("id")).to_pylist())
-
-
-def _rejects(run_dir: Path, stage: str) -> list[Path]:
-    path = run_dir / stage / REJECTS
-    return [path] if path.exists() else []
-
-
-@contextmanager
-def _reading(paths: Sequence[Path]) -> Iterator[ds.Dataset | None]:
-    try:
-        yield ds.dataset([str(path) for path in paths], format="parquet") if paths else None
-    except (OSError, pa.ArrowException) as error:
-        advice = "remove the stage's folder and run the same command again"
-        raise DamagedError(f"not readable as Parquet ({error})", where=paths[0], do=advice) from error

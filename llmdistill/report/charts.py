@@ -54,7 +54,7 @@ def draw_all(data: RunData, min_score: float | None) -> list[Chart]:
 def draw_choice(data: RunData) -> list[Chart]:
     """The charts of the selection that there is data for."""
     view = coverage_of(data.manifests.get("curate"))
-    charts = [_map(data.curation), _coverage(view), _radius(view)]
+    charts = [_map(data.curation), *(_against_size(view) if view and len(view.sizes) > 1 else [])]
     return [chart for chart in charts if chart]
 
 
@@ -133,20 +133,22 @@ def _map(curation: Curation) -> Chart | None:
     return Chart("What was chosen", _figure(draw, "Map of the prompts", height=3.6), caption)
 
 
-def _coverage(view: CoverageView | None) -> Chart | None:
-    if view is None or len(view.sizes) < 2:
-        return None
-    svg = _figure(_drawing_of(view.sizes, view.coverage, "similarity (1 + cosine) / 2"), "Coverage", height=3.6)
-    caption = "Similarity of a record to the nearest of the first n chosen, mean over the pool: higher is better."
-    return Chart("Coverage", svg, f"{caption} {_band_words(view)}")
-
-
-def _radius(view: CoverageView | None) -> Chart | None:
-    if view is None or len(view.sizes) < 2:
-        return None
-    svg = _figure(_drawing_of(view.sizes, view.radius, "distance (no unit)"), "Worst covered record", height=3.6)
-    caption = "Distance of the worst covered record from the nearest of the first n chosen: lower is better."
-    return Chart("Worst covered record", svg, f"{caption} {_band_words(view)}")
+def _against_size(view: CoverageView) -> list[Chart]:
+    """Coverage and radius against the number of chosen records, beside random choices."""
+    similarity = "Similarity of a record to the nearest of the first n chosen, mean over the pool: higher is better."
+    distance = "Distance of the worst covered record from the nearest of the first n chosen: lower is better."
+    wanted = [
+        ("Coverage", view.coverage, "similarity (1 + cosine) / 2", similarity),
+        ("Worst covered record", view.radius, "distance (no unit)", distance),
+    ]
+    return [
+        Chart(
+            title,
+            _figure(_drawing_of(view.sizes, values, unit), title, height=3.6),
+            f"{caption} {_band_words(view)}",
+        )
+        for title, values, unit, caption in wanted
+    ]
 
 
 def _band_words(view: CoverageView) -> str:

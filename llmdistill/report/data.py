@@ -9,8 +9,7 @@ held-out prompts has no comparison.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from llmdistill.errors import DamagedError
 from llmdistill.record import Record, from_row
 from llmdistill.report.ablation import AblationView, read_ablation
 from llmdistill.report.coverage import Floats
@@ -28,7 +26,8 @@ from llmdistill.report.curation import Curation, read_curation
 from llmdistill.report.judging import CalibrationView, read_calibration
 from llmdistill.report.words import number
 from llmdistill.run.manifest import Manifest, Usage, read_manifest
-from llmdistill.run.stage import REJECTS, part_paths
+from llmdistill.run.stage import part_paths, reject_paths
+from llmdistill.run.tables import reading
 
 STAGES = ("prompts", "generate", "filter", "curate", "train", "evaluate")
 EXAMPLES_PER_REASON = 3
@@ -143,13 +142,13 @@ def read_run(run_dir: Path, num_samples: int) -> RunData:
         DamagedError: a file cannot be read.
     """
     manifests = {name: manifest for name in STAGES if (manifest := read_manifest(run_dir / name))}
-    num_equal, first_equal = _equal_held_out(_rejects(run_dir, "prompts"), manifests.get("prompts"))
-    generated = [*part_paths(run_dir / "generate"), *_rejects(run_dir, "generate")]
-    judged = [*part_paths(run_dir / "filter"), *_rejects(run_dir, "filter")]
+    num_equal, first_equal = _equal_held_out(reject_paths(run_dir / "prompts"), manifests.get("prompts"))
+    generated = [*part_paths(run_dir / "generate"), *reject_paths(run_dir / "generate")]
+    judged = [*part_paths(run_dir / "filter"), *reject_paths(run_dir / "filter")]
     return RunData(
         manifests,
         scores_kept=_scores(part_paths(run_dir / "filter")),
-        scores_rejected=_scores(_rejects(run_dir, "filter")),
+        scores_rejected=_scores(reject_paths(run_dir / "filter")),
         tokens_all=_reply_tokens(generated),
         tokens_chosen=_reply_tokens(part_paths(run_dir / "curate")),
         pass_rates=_pass_rates(generated),
@@ -165,27 +164,9 @@ def read_run(run_dir: Path, num_samples: int) -> RunData:
     )
 
 
-def _rejects(run_dir: Path, name: str) -> list[Path]:
-    path = run_dir / name / REJECTS
-    return [path] if path.exists() else []
-
-
-@contextmanager
-def _reading(paths: Sequence[Path]) -> Iterator[ds.Dataset | None]:
-    """The files as one dataset, None when there are none; a torn one is a `DamagedError`."""
-    try:
-        # One file's schema holds for all: they are the parts of one stage.
-        yield ds.dataset([str(path) for path in paths], format="parquet") if paths else None
-    except (OSError, KeyError, pa.ArrowException) as error:
-        names = ", ".join(path.name for path in paths[:3])
-        advice = "remove the stage's folder and run the pipeline again"
-        message = f"{names} cannot be read as Parquet ({error})"
-        raise DamagedError(message, where=paths[0].parent, do=advice) from error
-
-
 def _scores(paths: Sequence[Path]) -> Floats:
     """Each judged record's score (as `Record.score`: that of its last verdict); others are left out."""
-    with _reading(paths) as dataset:
+    with reading(paths) as dataset:
         if dataset is None:
             return _nothing()
         verdicts = dataset.to_table(columns=["verdicts"]).column("verdicts").combine_chunks()
@@ -196,7 +177,7 @@ def _scores(paths: Sequence[Path]) -> Floats:
 
 
 def _reply_tokens(paths: Sequence[Path]) -> Floats:
-    with _reading(paths) as dataset:
+    with reading(paths) as dataset:
         if dataset is None:
             return _nothing()
         column = {"tokens": ds.field("teacher", "completion_tokens")}
@@ -206,7 +187,7 @@ def _reply_tokens(paths: Sequence[Path]) -> Floats:
 
 def _pass_rates(paths: Sequence[Path]) -> Floats:
     """Each record's pass rate, where its `meta` has one; found without reading the JSON row by row."""
-    with _reading(paths) as dataset:
+    with reading(paths) as dataset:
         if dataset is None:
             return _nothing()
         meta = dataset.to_table(columns=["meta"]).column("meta")
@@ -216,7 +197,7 @@ def _pass_rates(paths: Sequence[Path]) -> Floats:
 
 def answerers(run_dir: Path) -> list[str]:
     """Models whose answers passed `generate`."""
-    with _reading(part_paths(run_dir / "generate")) as dataset:
+    with reading(part_paths(run_dir / "generate")) as dataset:
         if dataset is None:
             return []
         models = dataset.to_table(columns={"model": ds.field("teacher", "model")}).column("model")
@@ -226,7 +207,7 @@ def answerers(run_dir: Path) -> list[str]:
 def _equal_held_out(paths: Sequence[Path], manifest: Manifest | None) -> tuple[int, str]:
     """How many rows were rejected because they equal a prompt of the held-out file, and the first of them."""
     name = manifest.settings.get("prompts.held_out_path") if manifest else None
-    with _reading(paths if name else []) as dataset:
+    with reading(paths if name else []) as dataset:
         if dataset is None:
             return 0, ""
         reject = {key: ds.field("reject", key) for key in ("reason", "detail", "where")}
@@ -240,7 +221,7 @@ def _equal_held_out(paths: Sequence[Path], manifest: Manifest | None) -> tuple[i
 
 def _judges(paths: Sequence[Path]) -> list[JudgeRow]:
     """What each judge said, by criterion, in the order of their names."""
-    with _reading(paths) as dataset:
+    with reading(paths) as dataset:
         if dataset is None:
             return []
         verdicts = dataset.to_table(columns=["verdicts"]).column("verdicts").combine_chunks().flatten()
@@ -269,7 +250,7 @@ def _as_floats(column: Any) -> Floats:
 
 
 def _samples(paths: Sequence[Path], num_samples: int) -> list[Sample]:
-    with _reading(paths) as dataset:
+    with reading(paths) as dataset:
         if dataset is None:
             return []
         rows = dataset.head(num_samples, columns=["id", "prompt", "reference", "meta"]).to_pylist()
@@ -304,7 +285,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _examples(run_dir: Path, name: str) -> list[Example]:
     """The first few rejected records of each reason."""
-    with _reading(_rejects(run_dir, name)) as dataset:
+    with reading(reject_paths(run_dir / name)) as dataset:
         if dataset is None:
             return []
         column = dataset.to_table(columns={"reason": ds.field("reject", "reason")}).column("reason")

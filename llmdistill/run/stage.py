@@ -267,6 +267,12 @@ def part_paths(stage_dir: Path) -> list[Path]:
     return sorted(stage_dir.glob("part-*.parquet"))
 
 
+def reject_paths(stage_dir: Path) -> list[Path]:
+    """Path of a stage's reject file, if it has one."""
+    path = stage_dir / REJECTS
+    return [path] if path.exists() else []
+
+
 def write_records(path: Path, records: list[Record]) -> None:
     """Write records to a Parquet file of their own, atomically."""
     write_table(path, to_table(records))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from llmdistill.errors import DamagedError
@@ -68,3 +69,16 @@ def in_threads(work: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextmanager
+def reading(paths: Sequence[Path]) -> Iterator[ds.Dataset | None]:
+    """The files as one dataset, None when there are none; a torn one is a `DamagedError`."""
+    try:
+        # One file's schema holds for all: they are the parts of one stage.
+        yield ds.dataset([str(path) for path in paths], format="parquet") if paths else None
+    except (OSError, KeyError, pa.ArrowException) as error:
+        names = ", ".join(path.name for path in paths[:3])
+        advice = "remove the stage's folder and run the pipeline again"
+        message = f"{names} cannot be read as Parquet ({error})"
+        raise DamagedError(message, where=paths[0].parent, do=advice) from error

@@ -58,6 +58,7 @@ class _Weighted:
 
     @classmethod
     def of(cls, counted: Any, ngrams: Any) -> _Weighted:
+        """From the words of each text, counted, and the n-grams of each word."""
         num_texts = counted.shape[0]
         document_frequency = np.bincount(counted.indices, minlength=counted.shape[1])
         # An n-gram's texts are at most those of all its words; exact counts would need the product.

@@ -94,13 +94,10 @@ class _Search:
         self.parts = -(-num // _PART_ROWS)
         parts = np.array_split(rng.permutation(num), self.parts)
         given = np.array(self.task.given, dtype=np.int64)
-        choices = [self._of_part(np.union1d(part, given)) for part in parts]
+        choices = [self.greedy(part, part) for part in (np.union1d(part, given) for part in parts)]
         sample = np.sort(rng.choice(num, min(num, _SAMPLE_ROWS), replace=False))
         united = self.greedy(sample, np.unique(np.concatenate([chosen for chosen, _ in choices])))
         return max(united, choices[0], key=lambda choice: self._value(sample, choice[0]))
-
-    def _of_part(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.greedy(part, part)
 
     def _value(self, sample: np.ndarray, chosen: np.ndarray) -> float:
         cosines, _ = blocks.nearest(blocks.gather(self.task.vectors, sample), self.task.vectors[chosen])
