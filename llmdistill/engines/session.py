@@ -1,7 +1,8 @@
 """One stream of requests to the servers of one model: the thread, its event loop and its calls.
 
-At most `api.max_concurrency` requests per server have been taken and are not yet answered; whoever reads
-`answers` gets each one as it arrives, and is alone in the main thread with the signals.
+At most `api.max_concurrency` requests per server have been taken and are not yet answered, and no new one is
+taken while more answers than that wait to be read: a kill while the reader waits for its disk costs few. Whoever
+reads `answers` gets each one as it arrives, and is alone in the main thread with the signals.
 """
 
 from __future__ import annotations
@@ -37,11 +38,10 @@ _OPTIONAL = {"logprobs": ("logprobs",), "schema": ("response_format", "json_sche
 
 _LOOK_SECONDS = 0.2
 
+_UNREAD_SECONDS = 0.005
+
 _LONGEST_WAIT = 1e8
 """Three years, so that there is a date to name."""
-
-_BACKLOG = 4096
-"""Answers that wait to be read; beyond that no new call starts."""
 
 
 class _Start(NamedTuple):
@@ -139,8 +139,7 @@ class Session:
         self._pool = Pool(self.endpoints, api)
         async with Http(api.timeout, api.max_reply_bytes) as http:
             tasks: set[asyncio.Task[None]] = set()
-            room = asyncio.Semaphore(api.max_concurrency * len(self.endpoints))
-            tasks.add(asyncio.create_task(self._feed(http, room, tasks)))
+            tasks.add(asyncio.create_task(self._feed(http, api.max_concurrency * len(self.endpoints), tasks)))
             try:
                 await self._finish(tasks)
             finally:
@@ -162,12 +161,13 @@ class Session:
             if idle or time.monotonic() - stopped > GRACE_SECONDS:
                 return
 
-    async def _feed(self, http: Http, room: asyncio.Semaphore, tasks: set[asyncio.Task[None]]) -> None:
-        """Take requests as there is room for them."""
+    async def _feed(self, http: Http, most: int, tasks: set[asyncio.Task[None]]) -> None:
+        """Take requests as there is room for them, in flight and among the answers not yet read."""
+        room = asyncio.Semaphore(most)
         while self._asking:
             await room.acquire()
-            while len(self._unread) > _BACKLOG:
-                await asyncio.sleep(0.01)
+            while self._asking and len(self._unread) > most:
+                await asyncio.sleep(_UNREAD_SECONDS)
             request = self._next_request() if self._asking else None
             if request is None:
                 return

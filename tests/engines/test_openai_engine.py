@@ -111,7 +111,7 @@ class TestTaking:
             last = now
             time.sleep(0.5)
         stream.close()
-        assert now == last
+        assert now == last <= 2 * CONCURRENCY + 1  # what a kill would cost while the reader waits for its disk
 
     def test_no_requests_are_no_calls(self, teacher):
         assert list(engine_for(teacher.url).complete([])) == []

@@ -14,8 +14,8 @@ from tests.faults.api import CONCURRENCY, GROUP_ROWS, Api, ApiRun
 from tests.faults.conftest import wait_until
 
 KILLED, KILLED_AT_POINT = -9, 137
-MOST_REPAID = CONCURRENCY + GROUP_ROWS
-"""Answers that one kill may cost."""
+MOST_REPAID = 2 * CONCURRENCY + GROUP_ROWS
+"""Answers that one kill may cost: in flight, waiting to be read while a slow disk syncs, and in the group it syncs."""
 
 ASKING = ("engine.after_answer:{}", "journal.after_write:1", "journal.after_sync:1", "files.before_replace:{}")
 ENDING = ("stage.between_files:2", "stage.after_shard:3", "stage.before_manifest:1")
