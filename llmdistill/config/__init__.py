@@ -17,7 +17,7 @@ from llmdistill.config.curation import Curate, Decontaminate, Embed, Quotas
 from llmdistill.config.data import CoTeacher, Evolve, Fields, Generate, Prompts, Samples, Synthesis
 from llmdistill.config.judging import Calibration, Checks, Filter, Judge, Juror, Verify
 from llmdistill.config.models import Api, Model, Price, Vllm
-from llmdistill.config.training import Budget, Evaluate, Lora, Report, Student, Train
+from llmdistill.config.training import Budget, Evaluate, Lora, Report, Signals, Student, Train
 
 __all__ = [
     "UNTRAINED",
@@ -51,6 +51,7 @@ __all__ = [
     "Samples",
     "Seed",
     "Settings",
+    "Signals",
     "Student",
     "Synthesis",
     "Train",
@@ -72,6 +73,7 @@ class Pipeline(Settings):
     generate: Generate = Generate()
     filter: Filter = Filter()
     curate: Curate = Curate()
+    signals: Signals | None = None
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
@@ -96,6 +98,16 @@ class Pipeline(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _signals_have_a_use(self) -> Pipeline:
+        if self.signals is not None and self.train.method != "kd":
+            raise ValueError(f"train.method {self.train.method} has no use for stored signals: remove the section")
+        if self.signals is not None and self.train.cross_tokenizer == "uld":
+            raise ValueError("signals are stored for one vocabulary: remove the section, or train.cross_tokenizer")
+        if self.student.quantize is not None and self.train.lora is None:
+            raise ValueError("weights of few bits cannot be trained themselves: set train.lora, or no student.quantize")
+        return self
+
     @property
     def teacher_template(self) -> str:
         """The prompt file through which the teacher is asked."""
@@ -110,7 +122,7 @@ class Pipeline(Settings):
     @property
     def needs_teacher_weights(self) -> bool:
         """Whether the student is made of the teacher, or learns its distribution."""
-        return self.train.method == "kd" or self.student.keep_layers is not None
+        return self.train.method != "sft" or self.student.keep_layers is not None
 
     @property
     def has_teacher_weights(self) -> bool:

@@ -84,8 +84,9 @@ class Model(Settings):
     """A language model, by local directory, Hub id, the name of one shipped in a package, or a server's name for it.
 
     `weights` says where the weights of a served model are to be had; training on the teacher's
-    distribution needs them. `price` overrides the price table. `accept_terms` says that a person has
-    read the model's terms where they restrict training on its answers.
+    distribution needs them, and `quantize` holds them in few bits while it does. `price` overrides the
+    price table. `accept_terms` says that a person has read the model's terms where they restrict training
+    on its answers.
     """
 
     model: str
@@ -96,6 +97,7 @@ class Model(Settings):
     batch_size: Annotated[Positive, Execution] = 16
     trust_remote_code: bool = False
     weights: str | None = None
+    quantize: Literal["nf4", "int8"] | None = None
     vllm: Vllm = Vllm()
     api: Api = Api()
     price: Annotated[Price | None, Execution] = None

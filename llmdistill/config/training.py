@@ -10,12 +10,16 @@ from llmdistill.config.base import Execution, Fraction, NotNegative, Positive, S
 
 
 class Student(Settings):
-    """A smaller pretrained model, or the teacher with a subset of its layers."""
+    """A smaller pretrained model, or the teacher with a subset of its layers.
+
+    `quantize` keeps the weights in few bits and trains only adapters beside them (QLoRA, arXiv 2305.14314).
+    """
 
     model: str | None = None
     revision: str | None = None
     keep_layers: Positive | None = None
     layer_rule: Literal["uniform", "contiguous", "block_influence"] = "block_influence"
+    quantize: Literal["nf4", "int8"] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
@@ -33,17 +37,47 @@ class Lora(Settings):
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
-class Train(Settings):
-    """How the student learns. `kd` mixes soft_weight * KL(teacher || student) with hard_weight * CE.
+class Signals(Settings):
+    """The teacher's distribution, stored before training; without this section the teacher is in memory then.
 
-    `seed` None takes the pipeline's.
+    `topk` keeps the `k` likeliest tokens of each position and the mass of the rest; `sampled` keeps `draws` tokens
+    drawn from the teacher, which is unbiased (arXiv 2503.16870). `log_probs` is how a stored log-probability is
+    rounded. `shard_records` records are captured at a time, `batch_tokens` tokens are read in one forward pass.
     """
 
-    method: Literal["sft", "kd"] = "kd"
+    mode: Literal["topk", "sampled"] = "topk"
+    k: Positive = 32
+    draws: Annotated[int, Field(ge=1, le=65_535)] = 50
+    log_probs: Literal["uint8", "float16", "float32"] = "uint8"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    seed: Seed | None = None
+    batch_tokens: Annotated[Positive, Execution] = 4096
+    shard_records: Annotated[Positive, Execution] = 256
+
+
+class Train(Settings):
+    """How the student learns.
+
+    `sft` trains on the teacher's text. `kd` mixes soft_weight * `divergence` from the teacher's distribution with
+    hard_weight * cross-entropy. `on_policy` trains on the student's own answers, which the teacher scores.
+    `jsd_beta` is the teacher's share in the mixture of `jsd`, `skew` the other model's share in the skew KLs.
+    `cross_tokenizer: uld` compares models of different vocabularies by their sorted probabilities (arXiv 2402.12030).
+    `packing` lays the examples of a batch end to end instead of padding them; none sees another.
+    `accelerate` is a configuration file of Accelerate for several processes; None is DDP. `seed` None takes the
+    pipeline's.
+    """
+
+    method: Literal["sft", "kd", "on_policy"] = "kd"
     lora: Lora | None = None
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl", "adaptive_kl"
+    ] = "forward_kl"
+    jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    skew: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     soft_weight: NotNegative = 1.0
     hard_weight: NotNegative = 0.1
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    cross_tokenizer: Literal["refuse", "uld"] = "refuse"
     epochs: Annotated[float, Field(gt=0.0)] = 3.0
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-4
     warmup_ratio: Fraction = 0.05
@@ -51,9 +85,14 @@ class Train(Settings):
     batch_size: Positive = 4
     gradient_accumulation: Positive = 1
     max_length: Positive = 1024
+    max_new_tokens: Positive = 128
+    packing: bool = False
     seed: Seed | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Annotated[str, Execution] = "auto"
+    gradient_checkpointing: Annotated[bool, Execution] = False
+    num_processes: Annotated[Positive, Execution] = 1
+    accelerate: Annotated[str | None, Execution] = None
     save_steps: Annotated[Positive, Execution] = 50
     keep_checkpoints: Annotated[Positive, Execution] = 2
 

@@ -19,7 +19,7 @@ from llmdistill.record import Message
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _MARKS = ("config.json", "modules.json")
 """A model's directory has one of these; a sentence encoder may have only the second."""
@@ -272,11 +272,19 @@ def _spell_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[Mes
     return any(control in message["content"] for message in messages for control in controls)
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, configured: GenerationConfig | None) -> list[int]:
     """Tokens that end the assistant's turn: the tokenizer's end token first, then those of the generation config."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    more = configured if isinstance(configured, list) else [configured]
+    ends = configured.eos_token_id if configured else None
+    more = ends if isinstance(ends, list) else [ends]
     return list(dict.fromkeys([tokenizer.eos_token_id, *(token for token in more if token is not None)]))
+
+
+def end_tokens_of(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The same for a model that is not loaded."""
+    from transformers import GenerationConfig
+
+    there = (source.path / "generation_config.json").exists()
+    return end_token_ids(tokenizer, GenerationConfig.from_pretrained(source.path) if there else None)
 
 
 def num_parameters(path: Path) -> int:

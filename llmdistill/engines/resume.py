@@ -275,3 +275,9 @@ def find_weights(settings: Model) -> ModelSource:
     if settings.weights is not None:
         return find_model(settings.weights)
     return find_model(settings.model, settings.revision, settings.trust_remote_code)
+
+
+def student_source(pipeline: Pipeline) -> ModelSource:
+    """Where the student's tokenizer, and its template, come from: itself, or the teacher it is cut from."""
+    settings = pipeline.student
+    return find_model(settings.model, settings.revision) if settings.model else find_weights(pipeline.teacher)

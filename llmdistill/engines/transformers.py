@@ -41,7 +41,7 @@ class TransformersEngine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        self._ends = end_token_ids(model, tokenizer)
+        self._ends = end_token_ids(tokenizer, model.generation_config)
 
     @classmethod
     def open(cls, settings: Model, source: ModelSource) -> TransformersEngine:

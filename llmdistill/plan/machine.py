@@ -24,8 +24,7 @@ def is_remote(settings: Model | None) -> bool:
 
 def needs_weights(pipeline: Pipeline) -> bool:
     """Whether the teacher's weights are needed here: to ask it, to cut a student out of it, or for its distribution."""
-    distribution = pipeline.train.method == "kd" or pipeline.student.keep_layers is not None
-    return distribution or not is_remote(pipeline.teacher)
+    return pipeline.needs_teacher_weights or not is_remote(pipeline.teacher)
 
 
 def weights_name(settings: Model) -> str:

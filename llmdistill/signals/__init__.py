@@ -1,25 +1,32 @@
 """What the teacher knows beyond its text: its distribution at every target position.
 
-One seam for every way to know it; a loss does not know which. So far there is
-the teacher in memory.
+One seam for every way to know it; a loss does not know which: the teacher in memory (`online`), or captured
+before (`stage` makes a `store` by `capture` or `capture_vllm`, `stored` reads it). `distributions` are the forms
+a distribution comes in, `vocabulary` says whether two models' ids can be compared at all.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-from llmdistill.engines.aligned import AlignedBatch
-
-if TYPE_CHECKING:
-    import torch
+from llmdistill.engines.batches import Batch
+from llmdistill.signals.distributions import Distribution
 
 
 class TeacherSignal(Protocol):
     """The teacher's distribution over the student's vocabulary."""
 
-    def logits(self, batch: AlignedBatch, record_ids: list[str]) -> torch.Tensor:
-        """Teacher logits at the batch's target positions: [rows, targets, shared vocabulary].
+    def distribution(self, record_ids: Sequence[str], asked: Batch | None) -> Distribution:
+        """The distribution at all target positions of these records, in their order.
 
-        The batch holds the prompts as the teacher was asked; its targets are those of the student's batch.
+        Args:
+            asked: the records as the teacher was asked, its template included, with the targets of the
+                student's batch; None where `needs_batch` is false.
         """
+        ...
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether the teacher has to read the text again."""
         ...

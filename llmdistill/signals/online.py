@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmdistill.engines.aligned import AlignedBatch, target_logits
+from llmdistill.engines.batches import Batch, target_hidden
 from llmdistill.engines.models import ModelSource, load_model, load_tokenizer
 from llmdistill.errors import ModelError
+from llmdistill.signals.distributions import Full, head_of
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -37,12 +38,18 @@ class OnlineTeacher:
         model = load_model(source, dtype, device)
         return cls(model, shared_vocab_size(model, student))
 
-    def logits(self, batch: AlignedBatch, record_ids: list[str]) -> torch.Tensor:
-        """Teacher logits at the batch's target positions: [rows, targets, shared vocabulary]."""
+    @property
+    def needs_batch(self) -> bool:
+        """It reads the text."""
+        return True
+
+    def distribution(self, record_ids: Sequence[str], asked: Batch | None) -> Full:
+        """The teacher's hidden states at the batch's targets, with its output layer."""
         import torch
 
+        assert asked is not None
         with torch.no_grad():
-            return target_logits(self.model, batch)[..., : self.vocab_size]
+            return Full(target_hidden(self.model, asked), head_of(self.model), self.vocab_size)
 
 
 def shared_vocab_size(teacher: PreTrainedModel, student: PreTrainedModel) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdistill.config import Lora, Pipeline, Train
+from llmdistill.engines.examples import Example, encode_all
 from llmdistill.engines.models import (
     ModelSource,
     end_token_ids,
@@ -23,14 +24,13 @@ from llmdistill.engines.models import (
 )
 from llmdistill.engines.resume import find_weights
 from llmdistill.errors import RejectsError
-from llmdistill.record import Record, Reject
+from llmdistill.record import Record
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.files import sync_dir, writing
 from llmdistill.run.manifest import Counts, Manifest
 from llmdistill.run.progress import progress
 from llmdistill.run.stage import Stage, begin, inputs_of, read_all
 from llmdistill.templates import TeacherTemplate, load_template
-from llmdistill.train.examples import Example, Unusable, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -60,7 +60,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     tokenizer = load_tokenizer(untrained)
     model = load_model(untrained, weights_dtype(pipeline.train), pipeline.train.device)
     wanted = template if pipeline.train.method == "kd" else None
-    ends = end_token_ids(model, tokenizer)
+    ends = end_token_ids(tokenizer, model.generation_config)
     examples, rejects = encode_all(records, tokenizer, ends, pipeline.train.max_length, wanted)
     reasons = stage.write_rejects(rejects)
     if not examples:
@@ -83,24 +83,6 @@ def weights_dtype(settings: Train) -> str:
 def _student_parts(pipeline: Pipeline) -> Parts:
     settings = pipeline.student
     return {} if settings.model is None else {"student.found": find_model(settings.model, settings.revision).revision}
-
-
-def encode_all(
-    records: list[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    end_tokens: list[int],
-    max_length: int,
-    template: TeacherTemplate | None = None,
-) -> tuple[list[Example], list[Reject]]:
-    """Examples of all records that can be trained on, and the others as rejects."""
-    examples, rejects = [], []
-    for record in records:
-        encoded = encode(record, tokenizer, end_tokens, max_length, template)
-        if isinstance(encoded, Unusable):
-            rejects.append(Reject(record, "train", encoded.reason, encoded.detail))
-        else:
-            examples.append(encoded)
-    return examples, rejects
 
 
 def _teacher_parts(pipeline: Pipeline) -> Parts:
@@ -138,7 +120,7 @@ def _cut_student(pipeline: Pipeline, records: list[Record]) -> tuple[PreTrainedM
     teacher = find_weights(pipeline.teacher)
     tokenizer = load_tokenizer(teacher)
     model = load_model(teacher, weights_dtype(pipeline.train), pipeline.train.device)
-    ends = end_token_ids(model, tokenizer)
+    ends = end_token_ids(tokenizer, model.generation_config)
     examples, _ = encode_all(records[:CALIBRATION], tokenizer, ends, pipeline.train.max_length)
     if not examples:
         raise RejectsError("no record fits train.max_length", where=pipeline.run_path, do="raise train.max_length")

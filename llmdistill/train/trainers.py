@@ -14,12 +14,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from llmdistill.config import Train
-from llmdistill.engines.aligned import IGNORED, AlignedBatch, align, target_logits
+from llmdistill.engines.aligned import IGNORED
+from llmdistill.engines.batches import Batch, pack, pad, target_hidden
+from llmdistill.engines.examples import Example
 from llmdistill.engines.models import choose_device, choose_dtype
 from llmdistill.errors import StageError
 from llmdistill.signals import TeacherSignal
-from llmdistill.train.examples import Example
-from llmdistill.train.losses import mixed
+from llmdistill.signals.distributions import head_of
+from llmdistill.train.losses.mix import Mix, Terms, distillation_loss
 
 
 def _arguments(settings: Train, output_dir: Path, seed: int) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class KDTrainer(Trainer):
 
     def __init__(self, *args: Any, teacher: TeacherSignal, settings: Train, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.teacher, self.settings = teacher, settings
+        self.teacher, self.mix = teacher, Mix.of(settings)
         # The loss is divided by the number of targets in all micro-batches, so the trainer must not divide again.
         self.model_accepts_loss_kwargs = True
 
@@ -94,11 +96,11 @@ class KDTrainer(Trainer):
     ) -> tuple[list[Any], torch.Tensor]:
         """The micro-batches of one optimiser step, and how many targets they hold on all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(batch["student"].num_targets for batch in batches), device=device)
+        count = torch.tensor(sum(len(batch["student"].labels) for batch in batches), device=device)
         return batches, self.accelerator.reduce(count, "sum")
 
     def _prepare_input(self, data: Any) -> Any:
-        return data.to(self.args.device) if isinstance(data, AlignedBatch) else super()._prepare_input(data)
+        return data.to(self.args.device) if isinstance(data, Batch) else super()._prepare_input(data)
 
     def compute_loss(
         self,
@@ -108,23 +110,21 @@ class KDTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Sum of the per-token losses over the number of targets of the whole optimiser step."""
-        batch, record_ids = inputs["student"], inputs["record_ids"]
-        wanted = batch.labels != IGNORED
-        student_logits = target_logits(model, batch)[wanted]
-        teacher_logits = self.teacher.logits(inputs["teacher"], record_ids)[wanted]
-        per_token = mixed(
-            student_logits,
-            teacher_logits,
-            batch.labels[wanted],
-            soft_weight=self.settings.soft_weight,
-            hard_weight=self.settings.hard_weight,
-            temperature=self.settings.temperature,
-        )
-        if not torch.isfinite(per_token).all():
-            raise StageError(f"the loss is not finite for one of the records {', '.join(record_ids)}")
-        count = wanted.sum() if num_items_in_batch is None else num_items_in_batch
+        batch = inputs["student"]
+        teacher = self.teacher.distribution(batch.record_ids, inputs["asked"])
+        terms = distillation_loss(target_hidden(model, batch), head_of(model), batch.labels, teacher, self.mix)
+        _stop_unless_finite(terms, batch)
+        count = len(batch.labels) if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over the processes; the sum over them is wanted.
-        return per_token.sum() / count * self.accelerator.num_processes
+        return terms.total / count * self.accelerator.num_processes
+
+
+def _stop_unless_finite(terms: Terms, batch: Batch) -> None:
+    for name, values in (("soft", terms.soft), ("hard", terms.hard)):
+        if values is not None and not torch.isfinite(values).all():
+            wrong = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
+            records = ", ".join(dict.fromkeys(map(batch.record_of, wrong)))
+            raise StageError(f"the {name} term of the loss is not finite for {records}")
 
 
 def kd_trainer(
@@ -139,13 +139,9 @@ def kd_trainer(
     """Logit distillation on the teacher's distribution over the examples."""
 
     def collate(batch: list[Example]) -> dict[str, Any]:
-        targets = [example.target for example in batch]
-        asked = [example.teacher_prompt or example.prompt for example in batch]
-        return {
-            "student": align([example.prompt for example in batch], targets, tokenizer.pad_token_id),
-            "teacher": align(asked, targets, tokenizer.pad_token_id),
-            "record_ids": [example.record_id for example in batch],
-        }
+        lay = pack if settings.packing else lambda examples: pad(examples, tokenizer.pad_token_id)
+        asked = lay([example.as_asked() for example in batch]) if teacher.needs_batch else None
+        return {"student": lay(batch), "asked": asked}
 
     return KDTrainer(
         model,

@@ -13,12 +13,13 @@ import argparse
 import torch
 
 from llmdistill.engines.aligned import align, target_logits
+from llmdistill.engines.examples import encode_all
 from llmdistill.engines.models import end_token_ids, load_model, load_tokenizer
 from llmdistill.engines.resume import find
 from llmdistill.evaluate.measure import distances, weigh
 from llmdistill.pipeline_file import load_pipeline
 from llmdistill.run.stage import part_paths, read_records
-from llmdistill.train.stage import CALIBRATION, encode_all
+from llmdistill.train.stage import CALIBRATION
 from llmdistill.train.student import RULES, choose_layers, with_layers
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     pipeline = load_pipeline(options.pipeline)
     source = find(pipeline.teacher)
     model, tokenizer = load_model(source), load_tokenizer(source)
-    ends = end_token_ids(model, tokenizer)
+    ends = end_token_ids(tokenizer, model.generation_config)
     curated = [record for path in part_paths(pipeline.run_path / "curate") for record in read_records(path)]
     held_out = [record for path in part_paths(pipeline.run_path / "evaluate") for record in read_records(path)]
     chosen_on, _ = encode_all(curated[:CALIBRATION], tokenizer, ends, 1024)

@@ -6,10 +6,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from llmdistill.engines.base import Request, Sampling
+from llmdistill.engines.examples import Example, encode
 from llmdistill.engines.models import render, render_prompt
 from llmdistill.engines.prepare import prepare
 from llmdistill.record import Message
-from llmdistill.train.examples import Example, encode
 from tests.runs import answered
 
 HOSTILE = [

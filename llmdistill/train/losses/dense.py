@@ -1,9 +1,4 @@
-"""Distillation losses: pure functions of logits, per token, in nats.
-
-Every function takes [tokens, vocabulary] logits and gives [tokens] losses; what
-to sum and by what to divide is the caller's business, because only the caller
-knows how many target tokens there are in all micro-batches of all processes.
-"""
+"""Divergences of full distributions: pure functions of [tokens, vocabulary] logits, per token, in nats."""
 
 from __future__ import annotations
 
@@ -36,22 +31,3 @@ def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     import torch
 
     return torch.nn.functional.cross_entropy(student_logits.float(), labels, reduction="none")
-
-
-def mixed(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    soft_weight: float,
-    hard_weight: float,
-    temperature: float,
-) -> torch.Tensor:
-    """soft_weight * `forward_kl` + hard_weight * `cross_entropy`, [tokens].
-
-    The KL is taken over the ids that both models have; the cross-entropy over all of the student's.
-    """
-    loss = soft_weight * forward_kl(student_logits[:, : teacher_logits.shape[-1]], teacher_logits, temperature)
-    if hard_weight:
-        loss = loss + hard_weight * cross_entropy(student_logits, labels)
-    return loss

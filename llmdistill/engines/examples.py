@@ -6,12 +6,12 @@ included; whatever the chat template puts after that is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmdistill.engines.models import render, render_prompt
-from llmdistill.record import Record
+from llmdistill.record import Record, Reject
 from llmdistill.templates import TeacherTemplate
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class Example:
     prompt: list[int]
     target: list[int]
     teacher_prompt: list[int] = field(default_factory=list)
+
+    def as_asked(self) -> Example:
+        """The same target after the prompt as the teacher was asked."""
+        return replace(self, prompt=self.teacher_prompt or self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,26 @@ def encode(
         return Unusable("too_long_to_train", f"{len(prompt) + len(target):,} tokens, train.max_length {max_length:,}")
     teacher_prompt = render_prompt(tokenizer, template.ask(record.prompt)) if template else []
     return Example(record.id, prompt, target, teacher_prompt)
+
+
+def encode_all(
+    records: Iterable[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: Sequence[int],
+    max_length: int,
+    template: TeacherTemplate | None = None,
+    *,
+    stage: str = "train",
+) -> tuple[list[Example], list[Reject]]:
+    """Examples of all records that can be trained on, and the others as rejects of `stage`."""
+    examples, rejects = [], []
+    for record in records:
+        encoded = encode(record, tokenizer, end_tokens, max_length, template)
+        if isinstance(encoded, Unusable):
+            rejects.append(Reject(record, stage, encoded.reason, encoded.detail))
+        else:
+            examples.append(encoded)
+    return examples, rejects
 
 
 def _until_end(target: list[int], end_tokens: Sequence[int]) -> list[int]:

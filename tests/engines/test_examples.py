@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from llmdistill.engines.examples import Example, Unusable, encode
 from llmdistill.engines.models import find_model, load_tokenizer
 from llmdistill.record import Record, record_id
 from llmdistill.templates import TeacherTemplate
-from llmdistill.train.examples import Example, Unusable, encode
 
 
 @pytest.fixture
