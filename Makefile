@@ -11,7 +11,7 @@ test: .venv/ready-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 8 --dist loadfile
 
 test-vllm: .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest tests/engines/test_vllm_engine.py tests/e2e/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/engines/test_vllm_engine.py tests/signals/test_capture_vllm.py tests/e2e/test_vllm.py
 
 lint: .venv/ready-test
 	$(BIN)/ruff check llmdistill tests

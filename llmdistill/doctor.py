@@ -35,6 +35,7 @@ def examine(pipeline: Pipeline | None = None) -> list[Finding]:
         for model in _asked(pipeline):
             look = _served if model.engine == "openai" else _local
             findings.append(_checked(f"model {model.model}", functools.partial(look, model)))
+        findings += _vocabularies(pipeline)
     return findings
 
 
@@ -80,6 +81,27 @@ def _asked(pipeline: Pipeline) -> list[Model]:
     if teacher.engine == "openai" and pipeline.has_teacher_weights:
         found.append(Model(model=teacher.weights or teacher.model))
     return list({model.model_dump_json(): model for model in found}.values())
+
+
+def _vocabularies(pipeline: Pipeline) -> list[Finding]:
+    """Whether the teacher's distribution is one over the student's tokens, where the student learns it."""
+    student, settings = pipeline.student, pipeline.train
+    if settings.method == "sft" or student.model is None:
+        return []
+    from llmdistill.engines.models import local_copy
+    from llmdistill.signals.vocabulary import compare_models, crosses, teacher_here
+
+    teacher, own = teacher_here(pipeline.teacher), local_copy(student.model, student.revision)
+    if teacher is None or own is None:
+        return [Finding("vocabulary", True, "not compared: teacher and student are not both on this machine")]
+    try:
+        verdict = compare_models(teacher, own)
+        first, *more = verdict.words()
+        if crosses(verdict, settings, teacher.name):
+            first += " (train.cross_tokenizer: uld compares sorted probabilities)"
+    except LlmdistillError as error:
+        return [Finding("vocabulary", False, str(error))]
+    return [Finding("vocabulary", True, found) for found in (first, *more)]
 
 
 def _served(model: Model) -> str:

@@ -16,16 +16,23 @@ STAGES = {
     "generate": ("llmdistill.generate.stage", "run"),
     "filter": ("llmdistill.filter.stage", "run"),
     "curate": ("llmdistill.curate.stage", "run"),
+    "signals": ("llmdistill.signals.stage", "run"),
     "train": ("llmdistill.train.stage", "run"),
     "evaluate": ("llmdistill.evaluate.stage", "run"),
     "report": ("llmdistill.report.stage", "run"),
 }
 """Where each stage lives; imported when it runs, because most of them need torch."""
 
-NEED_MODELS = {"generate", "filter", "train", "evaluate"}
+NEED_MODELS = {"generate", "filter", "signals", "train", "evaluate"}
+_NEED_TEACHER = {"signals", "train", "evaluate"}
 
 ASK = {"generate", "filter"}
 """Stages that ask a model about every record, and in which a record can fail."""
+
+
+def stages_of(pipeline: Pipeline) -> list[str]:
+    """The stages that a pipeline has, in their order: nothing is stored of the teacher where that is not wanted."""
+    return [name for name in STAGES if name != "signals" or pipeline.signals is not None]
 
 
 def run_stages(
@@ -69,19 +76,26 @@ def _find_models(pipeline: Pipeline, names: Sequence[str]) -> None:
     from llmdistill.engines.resume import find, find_weights
     from llmdistill.filter.panel import seats_of
     from llmdistill.generate.stage import teachers_of
+    from llmdistill.train.checks import check_training
 
+    if "train" in names:
+        check_training(pipeline)
     asked = list(teachers_of(pipeline).values())
-    if {"train", "evaluate"} & set(names):
+    if _NEED_TEACHER & set(names):
         asked.append(pipeline.teacher)
     if pipeline.filter.judge:
         asked += [seat.model for seat in seats_of(pipeline)]
     for number, model in enumerate(asked):
         if model not in asked[:number]:
             find(model)
-    if pipeline.teacher.engine == "openai" and pipeline.has_teacher_weights and {"train", "evaluate"} & set(names):
+    if pipeline.teacher.engine == "openai" and pipeline.has_teacher_weights and _NEED_TEACHER & set(names):
         find_weights(pipeline.teacher)
     if pipeline.student.model:
         find(Model(model=pipeline.student.model, revision=pipeline.student.revision))
+    if "signals" in names:
+        from llmdistill.signals.stage import header_of
+
+        header_of(pipeline)  # refuses other vocabularies, and what the engine cannot do
     if "curate" in names:
         embed_parts(pipeline.curate.embed, pipeline)
 

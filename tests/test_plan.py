@@ -18,7 +18,7 @@ from llmdistill.generate.stage import prompts_of
 from llmdistill.pipeline_file import load_pipeline
 from llmdistill.plan import Step, make_plan
 from llmdistill.plan.steps import duration
-from llmdistill.stages import STAGES
+from llmdistill.stages import stages_of
 from tests.runs import finish_stage, pipeline
 from tests.tiny import REPO
 
@@ -30,7 +30,7 @@ def test_every_shipped_pipeline_plans(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = load_pipeline(f"pipelines/{path.name}")
     made = make_plan(settings)
-    assert [step.stage for step in made.steps] == list(STAGES)
+    assert [step.stage for step in made.steps] == stages_of(settings)
     found = prompts_of(settings)
     assert made.steps[0].records == found.num_rows
     assert (made.steps[1].requests == 0) == (settings.generate.mode == "import")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmdistill.ablate.variants import ablation_of
 from llmdistill.config import Pipeline
 from llmdistill.engines.base import Completion
-from llmdistill.engines.models import ModelSource, find_model, load_model, load_tokenizer, render_prompt, same_tokens
+from llmdistill.engines.models import ModelSource, find_model, load_model, load_tokenizer, render_prompt
 from llmdistill.engines.resume import find, find_weights, model_parts
 from llmdistill.errors import ConfigError, DamagedError, ModelError
 from llmdistill.evaluate.answers import Contestant, ask
@@ -22,6 +22,7 @@ from llmdistill.run.files import read_json, write_json
 from llmdistill.run.journal import Journal
 from llmdistill.run.progress import progress
 from llmdistill.run.stage import Stage, inputs_of, read_held_out
+from llmdistill.signals.vocabulary import same_tokens
 from llmdistill.templates import TeacherTemplate, load_template
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from llmdistill.run.lock import locked
 from llmdistill.run.manifest import read_manifest
 from llmdistill.run.progress import say
 from llmdistill.run.stage import inputs_of, read_all
-from llmdistill.stages import run_stages
+from llmdistill.stages import run_stages, stages_of
 from llmdistill.templates import TeacherTemplate, load_template
 
 TABLE = "table.json"
@@ -70,7 +70,8 @@ def _made_student(pipeline: Pipeline) -> Path | None:
 
     Which layers stay is decided on records, and each selection would decide for itself.
     """
-    from llmdistill.train.stage import CALIBRATION, untrained_student, weights_dtype
+    from llmdistill.train.fit import weights_dtype
+    from llmdistill.train.stage import CALIBRATION, untrained_student
 
     if pipeline.student.model is not None:
         return None
@@ -129,6 +130,7 @@ def _training_parts(pipeline: Pipeline) -> Parts:
     student = pipeline.student
     return {
         **flatten(pipeline.train.digest_view(), "train."),
+        **(flatten(pipeline.signals.digest_view(), "signals.") if pipeline.signals else {}),
         "train.seed": pipeline.train_seed,
         "student.found": find_model(str(student.model), student.revision).revision,
         "teacher.found": find_weights(pipeline.teacher).revision if pipeline.needs_teacher_weights else None,
@@ -144,7 +146,8 @@ def _chosen_of(pipeline: Pipeline) -> str:
 
 
 def _train_and_measure(trial: Trial, path: Path, held_out: HeldOut) -> Measurement:
-    trained = run_stages(trial.pipeline, ["train"], fresh=True)["train"]
+    names = [name for name in stages_of(trial.pipeline) if name in ("signals", "train")]
+    trained = run_stages(trial.pipeline, names, fresh=True)["train"]
     gc.collect()  # a trainer and its model refer to each other
     curated = read_manifest(trial.dir / "curate")
     if curated is None:

@@ -192,14 +192,31 @@ def _print_masks(previews: list[dict[str, Any]], as_json: bool) -> None:
     console = Console()
     for item in previews:
         console.rule(Text(item["id"]), align="left")
-        if item.get("problem"):
-            console.print(Text(f"not trained: {item['problem']}", style="red"))
-            continue
-        line = Text()
-        for token in item["tokens"]:
-            line.append(printable(token["text"]), style="bold green" if token["trained"] else "dim")
-        console.print(line)
-        console.print(Text(f"{item['num_trained']} of {len(item['tokens'])} tokens trained, end token {item['end']}"))
+        for label, text in _masks_of(item):
+            console.print(Text.assemble((f"{label}: ", "bold"), text))
+
+
+def _masks_of(item: dict[str, Any]) -> list[tuple[str, Text]]:
+    """What is shown of one record's mask, line by line; the words tell what is trained, not the colours alone."""
+    from rich.text import Text
+
+    tokens = item["tokens"]
+    told = [(("trained" if trained else "read"), _run(tokens, trained)) for trained in (False, True)]
+    lines = [("teacher reads", _run(item["asked"]))] if item.get("asked") else []
+    lines += [(label, text) for label, text in told if text]
+    if item.get("problem"):
+        lines.append(("not trained", Text(printable(item["problem"]), style="red")))
+    else:
+        lines.append(("mask", Text(f"{item['num_trained']} of {len(tokens)} tokens trained, end token {item['end']}")))
+    return lines + [("note", Text(printable(note["text"]), style="dim")) for note in item["notes"]]
+
+
+def _run(tokens: list[dict[str, Any]], trained: bool = False) -> Text:
+    """The text of those tokens that are trained, or are not; a letter may be cut into several."""
+    from rich.text import Text
+
+    text = "".join(token["text"] for token in tokens if token.get("trained", False) == trained)
+    return Text(printable(text), style="bold green" if trained else "dim")
 
 
 def printable(text: str) -> str:

@@ -18,6 +18,9 @@ MaxCost = Annotated[float | None, typer.Option("--max-cost", metavar="USD", help
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", metavar="N", help="Stop before it has taken more tokens.")
 ]
+NumProcesses = Annotated[
+    int | None, typer.Option("--num-processes", metavar="N", help="Train in N processes of this machine, one a GPU.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -31,3 +34,8 @@ def with_budget(overrides: list[str] | None, max_cost: float | None, max_tokens:
     """The overrides, with those of the budget flags."""
     limits = {"max_cost": max_cost, "max_tokens": max_tokens}
     return [*(overrides or []), *(f"budget.{name}={value}" for name, value in limits.items() if value is not None)]
+
+
+def with_processes(overrides: list[str] | None, num_processes: int | None) -> list[str]:
+    """The overrides, with that of `--num-processes`."""
+    return [*(overrides or []), *([] if num_processes is None else [f"train.num_processes={num_processes}"])]

@@ -10,11 +10,13 @@ from llmdistill.cli.options import (
     Fresh,
     MaxCost,
     MaxTokens,
+    NumProcesses,
     Overrides,
     PipelineFile,
     RetryFailed,
     print_json,
     with_budget,
+    with_processes,
 )
 
 if TYPE_CHECKING:
@@ -28,16 +30,18 @@ def run(
     retry_failed: RetryFailed = False,
     max_cost: MaxCost = None,
     max_tokens: MaxTokens = None,
+    num_processes: NumProcesses = None,
     as_json: AsJson = False,
 ) -> None:
     """Run every stage, from prompts to the report. The same command again goes on where it stopped."""
     from llmdistill.cli.tables import print_comparison
     from llmdistill.pipeline_file import load_pipeline
     from llmdistill.run.progress import say
-    from llmdistill.stages import STAGES, run_stages
+    from llmdistill.stages import run_stages, stages_of
 
-    settings = load_pipeline(pipeline, with_budget(set_, max_cost, max_tokens))
-    manifests = run_stages(settings, list(STAGES), fresh=fresh, retry_failed=retry_failed)
+    overrides = with_processes(with_budget(set_, max_cost, max_tokens), num_processes)
+    settings = load_pipeline(pipeline, overrides)
+    manifests = run_stages(settings, stages_of(settings), fresh=fresh, retry_failed=retry_failed)
     if as_json:
         print_json({name: asdict(manifest) for name, manifest in manifests.items()})
     else:

@@ -1,4 +1,4 @@
-"""`llmdistill generate|filter|curate|train|evaluate|report`: one stage of a pipeline."""
+"""`llmdistill generate|filter|curate|signals|train|evaluate|report`: one stage of a pipeline."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from llmdistill.cli.options import (
     Fresh,
     MaxCost,
     MaxTokens,
+    NumProcesses,
     Overrides,
     PipelineFile,
     RetryFailed,
     print_json,
     with_budget,
+    with_processes,
 )
 
 HELP = {
     "generate": "Read the prompts and ask the teacher for a rationale and an answer to each.",
     "filter": "Keep the answers that pass the format checks and the judge.",
     "curate": "Remove copies and choose a small, diverse training set.",
+    "signals": "Store the teacher's distribution over the chosen answers, for the training.",
     "train": "Train the student by SFT or by distilling the teacher's distribution.",
     "evaluate": "Compare student, untrained student and teacher on held-out prompts.",
     "report": "Write one HTML page about the run.",
@@ -71,8 +74,20 @@ def command(name: str) -> Callable[..., None]:
         overrides = with_budget(set_, max_cost, max_tokens)
         _run(name, pipeline, overrides, as_json, fresh=fresh, retry_failed=retry_failed, rejudge=rejudge)
 
+    def train_stage(
+        pipeline: PipelineFile,
+        set_: Overrides = None,
+        fresh: Fresh = False,
+        num_processes: NumProcesses = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """As `stage`, in several processes where that is wanted."""
+        _run(name, pipeline, with_processes(set_, num_processes), as_json, fresh=fresh)
+
     if name == "filter":
         return filter_stage
+    if name == "train":
+        return train_stage
     return asking_stage if name in ASK else stage
 
 

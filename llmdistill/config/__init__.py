@@ -104,6 +104,15 @@ class Pipeline(Settings):
             raise ValueError(f"train.method {self.train.method} has no use for stored signals: remove the section")
         if self.signals is not None and self.train.cross_tokenizer == "uld":
             raise ValueError("signals are stored for one vocabulary: remove the section, or train.cross_tokenizer")
+        signals = self.signals
+        if signals is not None and signals.engine == "vllm" and (signals.mode != "topk" or self.train.temperature != 1):
+            raise ValueError("vllm gives only the likeliest tokens, at temperature 1: set signals.engine: transformers")
+        sampled = signals is not None and signals.mode == "sampled"
+        if sampled and self.train.divergence != "forward_kl":
+            raise ValueError(
+                f"samples of the teacher give no unbiased {self.train.divergence}: set signals.mode: topk, "
+                "or train.divergence: forward_kl"
+            )
         if self.student.quantize is not None and self.train.lora is None:
             raise ValueError("weights of few bits cannot be trained themselves: set train.lora, or no student.quantize")
         return self

@@ -11,7 +11,8 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from llmdistill.config.base import Execution, Seed, Settings
 
 _NAME = re.compile(r"\w[\w.+=-]{0,59}")
-_SECTIONS = ("curate.", "train.")
+_SECTIONS = ("curate", "signals", "train")
+_KEYS = tuple(f"{section}." for section in _SECTIONS)
 _SEEDS = ("curate.seed", "train.seed")
 
 UNTRAINED = "untrained"
@@ -21,7 +22,7 @@ UNTRAINED = "untrained"
 def _flat(changes: dict[Any, Any]) -> dict[Any, Any]:
     flat: dict[Any, Any] = {}
     for key, value in changes.items():
-        if key in ("curate", "train") and isinstance(value, dict):
+        if key in _SECTIONS and isinstance(value, dict) and value:
             flat |= {f"{key}.{inner}": item for inner, item in value.items()}
         else:
             flat[key] = value
@@ -32,7 +33,8 @@ class Ablation(Settings):
     """The same student trained under each variant of the settings and each seed, and measured on held-out prompts.
 
     Attributes:
-        vary: variants by name; each is overrides of keys of `curate` and `train`, dotted: `{curate.select: random}`.
+        vary: variants by name; each is overrides of keys of `curate`, `signals` and `train`, dotted:
+            `{curate.select: random}`; `{signals: null}` has the teacher in memory.
         baseline: the variant that the others are compared with.
         seeds: each stands for curate.seed and train.seed of one training of every variant.
         measure: what is tabulated. On `human_text`, the references of the held-out prompts, or on `teacher_text`, the
@@ -80,9 +82,9 @@ class Ablation(Settings):
             for key in changes:
                 if key in _SEEDS:
                     raise ValueError(f"{name} sets {key}, which ablation.seeds does")
-                if not key.startswith(_SECTIONS):
+                if key != "signals" and not key.startswith(_KEYS):
                     raise ValueError(
-                        f"{name} sets {key}; a variant changes keys of curate and train only, "
+                        f"{name} sets {key}; a variant changes keys of curate, signals and train only, "
                         "because all variants start from the same answers and the same student"
                     )
         return value

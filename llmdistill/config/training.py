@@ -60,10 +60,12 @@ class Train(Settings):
 
     `sft` trains on the teacher's text. `kd` mixes soft_weight * `divergence` from the teacher's distribution with
     hard_weight * cross-entropy. `on_policy` trains on the student's own answers, which the teacher scores.
-    `jsd_beta` is the teacher's share in the mixture of `jsd`, `skew` the other model's share in the skew KLs.
+    `jsd_beta` is the teacher's share in the mixture of `jsd`, `skew` the share of a skew KL's first distribution
+    (`skew_forward_kl`: the teacher's) that is mixed into its second.
     `cross_tokenizer: uld` compares models of different vocabularies by their sorted probabilities (arXiv 2402.12030).
     `packing` lays the examples of a batch end to end instead of padding them; none sees another.
-    `accelerate` is a configuration file of Accelerate for several processes; None is DDP. `seed` None takes the
+    `batch_size` * `gradient_accumulation` examples are one step of all `num_processes` together, whose number does not
+    change the result; `accelerate` is a configuration file of Accelerate for them, None is DDP. `seed` None takes the
     pipeline's.
     """
 

@@ -6,8 +6,9 @@ so a loss does not know whether the batch was padded or packed:
     padded   p1 p2 t1 t2 t3 pad     packed   p1 p2 t1 t2 t3 q1 u1 u2
              q1 u1 u2 pad pad pad
 
-In a packed batch the positions begin anew with each example and there is no attention mask;
-transformers then keeps the examples from seeing each other.
+In a packed batch the positions begin anew with each example and there is no attention mask; from that,
+transformers makes the mask that keeps the examples from seeing each other, or the lengths that flash attention
+takes (`find_packed_sequence_indices` in transformers/masking_utils.py). `check_packing` sees that a model does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmdistill.engines.examples import Example
+from llmdistill.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -116,10 +118,42 @@ def _batch(
 
 def target_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The last hidden states (after the final norm) at the positions that predict targets: [targets, hidden size]."""
+    return _hidden(model, batch).flatten(0, 1).index_select(0, batch.places)
+
+
+def _hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     out = model.get_decoder()(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
     )
-    return out.last_hidden_state.flatten(0, 1)[batch.places]
+    hidden: torch.Tensor = out.last_hidden_state
+    return hidden
+
+
+PROBE = 4
+"""Tokens of each of the two examples that `check_packing` lays end to end."""
+
+
+def check_packing(model: PreTrainedModel) -> None:
+    """See whether a packed example changes with the one before it, as it does in recurrent and convolutional layers.
+
+    Raises:
+        ModelError: it does.
+    """
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    first, other, second = (list(range(start, start + PROBE)) for start in (1, 1 + PROBE, 1 + 2 * PROBE))
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, same = (
+            _hidden(model, pack([Example("", before, [0]), Example("", second, [0])]).to(device))[0, PROBE:].float()
+            for before in (first, other)
+        )
+    model.train(training)
+    if not torch.allclose(one, same, rtol=1e-2, atol=1e-3 * float(one.abs().max()), equal_nan=True):
+        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        raise ModelError("this model lets packed examples see each other", where=name, do="set train.packing: false")

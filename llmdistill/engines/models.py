@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdistill.engines import packaged
+from llmdistill.engines.quantize import Bits, loading_options
 from llmdistill.errors import ModelError
 from llmdistill.record import Message
 
@@ -176,14 +177,26 @@ def _cpu_has_bfloat16() -> bool:
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
-def load_model(source: ModelSource, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
-    """Load a causal language model in evaluation mode. Safetensors only; no remote code unless configured."""
+def load_model(
+    source: ModelSource, dtype: str = "auto", device: str = "auto", quantize: Bits | None = None
+) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode. Safetensors only; no remote code unless configured.
+
+    Args:
+        quantize: hold the weights in few bits; such a model cannot be trained itself, only adapters beside it.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        MissingExtraError: quantising needs a package that is not installed.
+    """
     from transformers import AutoModelForCausalLM
 
     where = choose_device(device)
     if where == "cpu":
         _reuse_freed_memory()
     options: dict[str, Any] = {"dtype": choose_dtype(dtype, where), "use_safetensors": True}
+    if quantize is not None:
+        options |= loading_options(quantize, options["dtype"], where)
     with quiet_libraries():
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -192,7 +205,8 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "auto") -
         except (OSError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ModelError(f"cannot be loaded ({first})", where=source.name, do="check the model's files") from error
-    model.to(where)
+    if quantize is None:
+        model.to(where)
     model.eval()
     return model
 
@@ -237,11 +251,6 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def same_tokens(one: ModelSource, other: ModelSource) -> bool:
-    """Whether two models give the same ids to the same tokens, so that their distributions can be compared."""
-    return bool(load_tokenizer(one).get_vocab() == load_tokenizer(other).get_vocab())
-
-
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Token ids of a conversation, up to where the assistant starts to write."""
     return render(tokenizer, messages, add_generation_prompt=True)
@@ -281,10 +290,12 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, configured: GenerationConf
 
 def end_tokens_of(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The same for a model that is not loaded."""
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
-    there = (source.path / "generation_config.json").exists()
-    return end_token_ids(tokenizer, GenerationConfig.from_pretrained(source.path) if there else None)
+    if (source.path / "generation_config.json").exists():
+        return end_token_ids(tokenizer, GenerationConfig.from_pretrained(source.path))
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+    return end_token_ids(tokenizer, GenerationConfig.from_model_config(config))
 
 
 def num_parameters(path: Path) -> int:

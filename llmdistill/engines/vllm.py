@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llmdistill.config import Model
 from llmdistill.engines.base import Completion, Request, TopLogprobs
@@ -66,7 +66,7 @@ class VllmEngine:
         self._thread.start()
 
     @classmethod
-    def open(cls, settings: Model, source: ModelSource) -> VllmEngine:
+    def open(cls, settings: Model, source: ModelSource) -> Self:
         """Start vLLM with the model that the settings name.
 
         Raises:

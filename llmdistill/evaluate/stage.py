@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.config import Model, Pipeline
-from llmdistill.engines.models import ModelSource, num_parameters, same_tokens
+from llmdistill.engines.models import ModelSource, num_parameters
 from llmdistill.engines.resume import find, find_weights, model_parts, usage_from
 from llmdistill.evaluate.answers import Answers, Contestant, ask
 from llmdistill.evaluate.measure import KINDS, Distances, measure, weigh
@@ -21,6 +21,7 @@ from llmdistill.record import Record, Reject
 from llmdistill.run.digest import Parts, flatten
 from llmdistill.run.manifest import Counts, Manifest
 from llmdistill.run.stage import begin, inputs_of, read_held_out, write_part
+from llmdistill.signals.vocabulary import same_tokens
 from llmdistill.templates import TeacherTemplate, load_template
 
 ROLES = ("teacher", "untrained", "student")

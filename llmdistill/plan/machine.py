@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,16 @@ def local_weights(pipeline: Pipeline) -> ModelSource | None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of teacher and student (None when the model is not here yet), and this machine's FLOP/s."""
+    """Parameters of teacher and student (None when the model is not here yet), and this machine's FLOP/s.
+
+    Attributes:
+        vocabulary: ids that both models have, as far as it is known.
+    """
 
     teacher: int | None
     student: int | None
     flops: float | None
+    vocabulary: int | None = None
 
     @classmethod
     def of(cls, teacher: ModelSource | None, pipeline: Pipeline) -> Sizes:
@@ -56,19 +62,27 @@ class Sizes:
             ModelError: a model's files are damaged, or it has too few layers.
         """
         count = num_parameters(teacher.path) if teacher else None
-        student = None
+        student, source = None, None
         if pipeline.student.model:
             source = local_copy(pipeline.student.model, pipeline.student.revision)
             student = num_parameters(source.path) if source else None
         elif teacher and count and pipeline.student.keep_layers:
             student = _share_kept(teacher.path, count, pipeline.student.keep_layers)
-        return cls(count, student, _matrix_rate() if count or student else None)
+        vocabulary = _shared_ids([source for source in (teacher, source) if source]) if pipeline.signals else None
+        return cls(count, student, _matrix_rate() if count or student else None, vocabulary)
 
     def seconds(self, tokens: int, parameters: int | None, efficiency: float, passes: float = 1.0) -> float | None:
         """Time to push tokens through a model: 2 FLOP per parameter and token, `passes` times."""
         if parameters is None or self.flops is None:
             return None
         return 2.0 * tokens * parameters * passes / (self.flops * efficiency)
+
+
+def _shared_ids(sources: Sequence[ModelSource]) -> int | None:
+    """Size of the smaller vocabulary of the models that are here."""
+    from llmdistill.signals.vocabulary import output_rows
+
+    return min(map(output_rows, sources), default=None)
 
 
 def _share_kept(path: Path, parameters: int, keep: int) -> int:

@@ -22,6 +22,7 @@ from llmdistill.plan.steps import Step, total_of, upper_bounds
 from llmdistill.run.lock import locked
 from llmdistill.run.manifest import read_manifest
 from llmdistill.templates import TeacherTemplate, load_template
+from llmdistill.train.checks import check_training
 
 _ANSWERING = ("rationale", "answer")
 
@@ -75,6 +76,7 @@ def make_plan(pipeline: Pipeline, sample: int = 0) -> Plan:
         _check_sample(pipeline)
     prompts = prompts_of(pipeline)
     template, _ = load_template(pipeline.teacher_template, TeacherTemplate)
+    check_training(pipeline)
     models, weights = facts_of(pipeline), local_weights(pipeline)
     steps = upper_bounds(pipeline, prompts, Sizes.of(weights, pipeline), template)
     answers = _ask(pipeline, sample) if sample else _on_disk(pipeline, weights)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmdistill.config import Model, Pipeline
+from llmdistill.config import Model, Pipeline, Signals
 from llmdistill.engines.families import num_parameters_of, same_model
 from llmdistill.engines.prices import price_of
 from llmdistill.generate.prompts import PromptSet
@@ -14,11 +14,18 @@ from llmdistill.plan.estimate import Asked, spend
 from llmdistill.plan.load import Juror, Load, generate_loads, jurors_of, records_out, tokens_of
 from llmdistill.plan.machine import DECODE_EFFICIENCY, FORWARD_EFFICIENCY, Sizes, is_remote
 from llmdistill.record import Record
+from llmdistill.signals.codec import row_bytes
+from llmdistill.signals.header import Header
 from llmdistill.templates import TeacherTemplate
 
 _ROW_BYTES = 4_000
 _JUDGE_TOKENS = 8
 """What a judge behind an API may write to choose a score; a local one writes nothing."""
+
+
+_DISTINCT_SHARE = 0.15
+"""Share of the draws that are of different tokens: 7.1 of 50 at 600 positions of GSM8K solutions that
+SmolLM2-135M-Instruct has read (tests/bench/bench_capture.py gives bytes)."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +59,39 @@ def upper_bounds(pipeline: Pipeline, prompts: PromptSet, sizes: Sizes, template:
     """Every stage, as if each answer were as long as it may be and every record had to be asked about again."""
     held_out = prompts.held_out[: pipeline.evaluate.limit]
     out = records_out(pipeline, len(prompts.pool))
-    text = _text_tokens(pipeline, prompts.pool)
+    asked, answered = _prompt_tokens(pipeline, prompts.pool), _answer_tokens(pipeline, prompts.pool)
+    text = asked + answered
     chosen = min(out, pipeline.curate.size or out)
+    told = asked + tokens_of(template.user)
+    stored = [] if pipeline.signals is None else [_signals_step(pipeline.signals, sizes, chosen, told, answered)]
     return [
         Step("prompts", prompts.num_rows, disk_bytes=prompts.num_rows * 1_000),
         _generate_step(pipeline, sizes, prompts.pool, template, out),
         _filter_step(pipeline, sizes, out, text * out),
         Step("curate", out, disk_bytes=chosen * _ROW_BYTES, seconds=out / 500),
+        *stored,
         _train_step(pipeline, sizes, chosen, text * chosen),
         _evaluate_step(pipeline, sizes, held_out),
         Step("report", 0, disk_bytes=500_000, seconds=5.0),
     ]
 
 
-def _text_tokens(pipeline: Pipeline, pool: Sequence[Record]) -> int:
-    """Tokens of one prompt and its answer at most. Imported answers are there to be counted."""
+def _prompt_tokens(pipeline: Pipeline, pool: Sequence[Record]) -> int:
+    """Tokens of one prompt that is trained on, at most. One that a document gave is counted with its answer."""
     settings, prompts = pipeline.generate, sum(map(_tokens, pool)) // max(1, len(pool))
+    if settings.mode == "synthetic_qa":
+        return 0
+    return max(prompts, settings.max_new_tokens) if settings.mode == "evolve" else prompts
+
+
+def _answer_tokens(pipeline: Pipeline, pool: Sequence[Record]) -> int:
+    """Tokens of one answer at most. Imported ones are there to be counted."""
+    settings = pipeline.generate
     if settings.mode == "import":
-        return prompts + sum(tokens_of(record.reply) for record in pool) // max(1, len(pool))
+        return sum(tokens_of(record.reply) for record in pool) // max(1, len(pool))
     if settings.mode == "synthetic_qa":
         return settings.max_new_tokens // settings.synthesis.pairs
-    if settings.mode == "evolve":
-        return max(prompts, settings.max_new_tokens) + settings.max_new_tokens
-    return prompts + settings.max_new_tokens
+    return settings.max_new_tokens
 
 
 def _generate_step(
@@ -134,10 +151,27 @@ def total_of(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) if len(known) == len(found) else None
 
 
+def _signals_step(settings: Signals, sizes: Sizes, chosen: int, asked: int, answered: int) -> Step:
+    """The teacher reads each chosen record once; what is stored goes by the answers' tokens."""
+    read, seconds = chosen * (asked + answered), None
+    seconds = sizes.seconds(read, sizes.teacher, FORWARD_EFFICIENCY)
+    disk = (
+        None if sizes.vocabulary is None else round(chosen * answered * _bytes_per_target(settings, sizes.vocabulary))
+    )
+    return Step("signals", chosen, tokens_in=read, disk_bytes=disk, seconds=seconds)
+
+
+def _bytes_per_target(settings: Signals, vocabulary: int) -> float:
+    """Bytes that one token of an answer takes in the store."""
+    kept = (settings.mode, settings.k, settings.draws, settings.log_probs)
+    header = Header("", "", "", "", "", vocabulary, *kept, temperature=1.0, seed=0)
+    return row_bytes(header, distinct=_DISTINCT_SHARE * settings.draws)
+
+
 def _train_step(pipeline: Pipeline, sizes: Sizes, chosen: int, tokens_each_epoch: int) -> Step:
     tokens = int(tokens_each_epoch * pipeline.train.epochs)
     seconds = sizes.seconds(tokens, sizes.student, FORWARD_EFFICIENCY, passes=3.0)
-    if pipeline.train.method == "kd" and seconds is not None:
+    if pipeline.train.method == "kd" and pipeline.signals is None and seconds is not None:
         teacher = sizes.seconds(tokens, sizes.teacher, FORWARD_EFFICIENCY)
         seconds = None if teacher is None else seconds + teacher
     # Untrained and trained student, and checkpoints with the optimiser's two moments, all in float32.

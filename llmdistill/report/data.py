@@ -29,7 +29,7 @@ from llmdistill.run.manifest import Manifest, Usage, read_manifest
 from llmdistill.run.stage import part_paths, reject_paths
 from llmdistill.run.tables import reading
 
-STAGES = ("prompts", "generate", "filter", "curate", "train", "evaluate")
+STAGES = ("prompts", "generate", "filter", "curate", "signals", "train", "evaluate")
 EXAMPLES_PER_REASON = 3
 MAX_REASONS = 40
 _PASS_RATE = r'"pass_rate": (?P<rate>\d+(?:\.\d+)?)'
@@ -135,13 +135,16 @@ def usages(manifests: Mapping[str, Manifest]) -> dict[str, Usage]:
     return {**found, "all": sum(found.values(), Usage())}
 
 
-def read_run(run_dir: Path, num_samples: int) -> RunData:
+def read_run(run_dir: Path, num_samples: int, stages: Sequence[str] = STAGES) -> RunData:
     """Read what the page shows of a run.
+
+    Args:
+        stages: those that the run has; what an earlier one left of another is not shown.
 
     Raises:
         DamagedError: a file cannot be read.
     """
-    manifests = {name: manifest for name in STAGES if (manifest := read_manifest(run_dir / name))}
+    manifests = {name: manifest for name in stages if (manifest := read_manifest(run_dir / name))}
     num_equal, first_equal = _equal_held_out(reject_paths(run_dir / "prompts"), manifests.get("prompts"))
     generated = [*part_paths(run_dir / "generate"), *reject_paths(run_dir / "generate")]
     judged = [*part_paths(run_dir / "filter"), *reject_paths(run_dir / "filter")]
@@ -160,7 +163,8 @@ def read_run(run_dir: Path, num_samples: int) -> RunData:
         num_equal_held_out=num_equal,
         first_equal_held_out=first_equal,
         samples=_samples(part_paths(run_dir / "evaluate"), num_samples),
-        examples=[example for name in STAGES for example in _examples(run_dir, name)],
+        # What cannot be trained on has no signals either; `train` has it.
+        examples=[example for name in stages if name != "signals" for example in _examples(run_dir, name)],
     )
 
 

@@ -29,11 +29,12 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         DamagedError: a file of the run directory cannot be read.
     """
     beside = {"calibration": pipeline.run_path / CALIBRATION, "ablation": pipeline.run_path / ABLATION}
+    stages = [name for name in STAGES if name != "signals" or pipeline.signals is not None]
     parts: Parts = {
         **flatten(pipeline.report.digest_view(), "report."),
-        **inputs_of(pipeline.run_path, *STAGES),
+        **inputs_of(pipeline.run_path, *stages),
         # The page shows times, versions and every setting, also those that change no stage's result.
-        **{f"shown.{name}": sha256_of(pipeline.run_path / name / FILE_NAME) for name in STAGES},
+        **{f"shown.{name}": sha256_of(pipeline.run_path / name / FILE_NAME) for name in stages},
         **{f"shown.{name}": sha256_of(path) if path.exists() else None for name, path in beside.items()},
         "shown.config": digest_of(pipeline.model_dump(mode="json")),
         "shown.terms": digest_of(terms_digest(pipeline, answerers(pipeline.run_path))),
@@ -41,7 +42,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     stage = begin(pipeline.run_path, "report", parts, fresh=fresh)
     if isinstance(stage, Manifest):
         return stage
-    data = read_run(pipeline.run_path, pipeline.report.samples)
+    data = read_run(pipeline.run_path, pipeline.report.samples, stages)
     texts = {
         PAGE: render(pipeline, data),
         DATASET_CARD: dataset_card(pipeline, data),

@@ -7,7 +7,6 @@ a distribution comes in, `vocabulary` says whether two models' ids can be compar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from llmdistill.engines.batches import Batch
@@ -17,10 +16,11 @@ from llmdistill.signals.distributions import Distribution
 class TeacherSignal(Protocol):
     """The teacher's distribution over the student's vocabulary."""
 
-    def distribution(self, record_ids: Sequence[str], asked: Batch | None) -> Distribution:
-        """The distribution at all target positions of these records, in their order.
+    def distribution(self, batch: Batch, asked: Batch | None) -> Distribution:
+        """The distribution at all target positions of a batch, in their order.
 
         Args:
+            batch: the records as the student reads them.
             asked: the records as the teacher was asked, its template included, with the targets of the
                 student's batch; None where `needs_batch` is false.
         """

@@ -1,6 +1,6 @@
 """The forms in which a teacher's distribution is known; a loss takes any of them in chunks of target positions.
 
-All hold T target positions in the order of a batch's targets and are cut with `chunk`. None of them
+All are over T target positions in the order of a batch's targets and are cut with `chunk`. None of them
 holds a [targets, vocabulary] tensor: `Full` computes the logits of a chunk when it is asked for them.
 """
 
@@ -94,15 +94,18 @@ class TopK:
         ids: [targets, k] int64, each at most once in a row.
         log_probs: [targets, k] float32; -inf where a row has fewer than k.
         tail_log_prob: [targets] float32, log of 1 - sum(exp(log_probs)); -inf where nothing is left.
+        vocab_size: number of leading ids that both models share; None for all of the student's.
     """
 
     ids: torch.Tensor
     log_probs: torch.Tensor
     tail_log_prob: torch.Tensor
+    vocab_size: int | None = None
 
     def chunk(self, start: int, stop: int) -> TopK:
         """Positions `start` to `stop`."""
-        return TopK(self.ids[start:stop], self.log_probs[start:stop], self.tail_log_prob[start:stop])
+        part = slice(start, stop)
+        return TopK(self.ids[part], self.log_probs[part], self.tail_log_prob[part], self.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,46 @@ class Samples:
     Attributes:
         ids: [targets, most distinct tokens] int64; rows with fewer are filled with id 0.
         weights: [targets, most distinct tokens] float32, share of the draws, 0 where filled; each row sums to 1.
+        vocab_size: number of leading ids that both models share; None for all of the student's.
     """
 
     ids: torch.Tensor
     weights: torch.Tensor
+    vocab_size: int | None = None
 
     def chunk(self, start: int, stop: int) -> Samples:
         """Positions `start` to `stop`."""
-        return Samples(self.ids[start:stop], self.weights[start:stop])
+        return Samples(self.ids[start:stop], self.weights[start:stop], self.vocab_size)
 
 
-Distribution = Full | TopK | Samples
+@dataclass(frozen=True)
+class Matched:
+    """The teacher's distribution over its own tokens, at those of the student's targets that have a partner.
+
+    Attributes:
+        hidden: [matches, hidden size of the teacher].
+        head: the teacher's output layer.
+        targets: [matches] int64, rising: the student's target that each row belongs to.
+    """
+
+    hidden: torch.Tensor
+    head: Head
+    targets: torch.Tensor
+
+    def chunk(self, start: int, stop: int) -> Matched:
+        """The matches among the student's targets `start` to `stop`, counted from `start`."""
+        import torch
+
+        ends = torch.tensor([start, stop], device=self.targets.device)
+        first, end = torch.searchsorted(self.targets, ends).tolist()
+        return Matched(self.hidden[first:end], self.head, self.targets[first:end] - start)
+
+    def logits(self) -> torch.Tensor:
+        """[matches, vocabulary of the teacher], float32, without gradient."""
+        import torch
+
+        with torch.no_grad():
+            return self.head.logits(self.hidden).float()
+
+
+Distribution = Full | TopK | Samples | Matched

@@ -1,6 +1,6 @@
 """The student: how it is made, what it is trained on, and by which loss.
 
-`student` builds it, `examples` turns records into token ids and masks (the one
-way to mask a loss), `losses` are pure functions, `sft` and `kd` wire them into
-trainers, `checkpoints` says which one to resume from, `stage` is the verb.
+`stage` is the verb: `student` builds the student, `fit` trains it, in this process or, by `launch` and `worker`, in
+several that share each step (`sharing`). `sft`, `kd` and `on_policy` are the trainers, `forward` and `losses` what
+distillation adds to the model, `finite` what stops it, `checkpoints` where it goes on. `preview` shows the mask.
 """

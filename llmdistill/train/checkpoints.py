@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmdistill.errors import DamagedError
@@ -24,8 +25,10 @@ class MarkComplete(TrainerCallback):
             args.save_total_limit = max(2, args.save_total_limit)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer after a checkpoint was written."""
+        """Called by the trainer, on every process, after this process has written its part of a checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.world_size > 1:
+            torch.distributed.barrier()
         failpoint("train.before_complete")
         if state.is_world_process_zero and folder.is_dir():
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -46,15 +49,26 @@ class ShowProgress(TrainerCallback):
         self.bar.advance(state.global_step - self.bar.done, note=lambda: loss)
 
 
-def latest_complete(folder: Path) -> Path | None:
-    """Newest checkpoint whose files are what they were when it was saved; says which ones it passes over."""
+def latest_complete(folder: Path, *, sharded: bool = False) -> Path | None:
+    """Newest checkpoint whose files are what they were when it was saved; says which ones it passes over.
+
+    Args:
+        sharded: whether FSDP will train; it cannot go on from a checkpoint that was saved without it, nor the
+            other way round. The number of processes may differ.
+    """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
     for checkpoint in found:
         problem = _problem_of(checkpoint)
+        if problem is None and _is_sharded(checkpoint) != sharded:
+            problem = f"it was saved {'without' if sharded else 'by'} FSDP"
         if problem is None:
             return checkpoint
         say(f"{checkpoint.name} is passed over: {problem}")
     return None
+
+
+def _is_sharded(checkpoint: Path) -> bool:
+    return any(checkpoint.glob("pytorch_model_fsdp*"))
 
 
 def _problem_of(checkpoint: Path) -> str | None:

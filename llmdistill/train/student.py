@@ -1,4 +1,4 @@
-"""Making a student out of its teacher by keeping a subset of the layers.
+"""Making a student out of its teacher by keeping a subset of the layers; saving it.
 
 Which layers to keep is decided on real text of the job. README has the
 measurement behind the default rule.
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmdistill.engines.aligned import AlignedBatch
+from llmdistill.engines.models import quiet_libraries
 from llmdistill.errors import ModelError
+from llmdistill.run.files import sync_dir, writing
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def uniform(hidden: Sequence[torch.Tensor], keep: int) -> list[int]:
@@ -138,3 +142,21 @@ def _renumbered(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, torc
             name = f"{head}.layers.{new_number[int(number)]}.{rest}"
         state[name] = tensor
     return state
+
+
+def save_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase, path: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Save model and tokenizer as safetensors; the directory appears whole or not at all.
+
+    Args:
+        weights: what to save instead of the weights that the model itself holds.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path), quiet_libraries():
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        sync_dir(path.parent)

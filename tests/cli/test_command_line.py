@@ -20,7 +20,7 @@ from tests.runs import answered, finish_stage
 from tests.tiny import REPO
 
 COMMANDS = [
-    *("run", "generate", "filter", "curate", "train", "evaluate", "report"),
+    *("run", "generate", "filter", "curate", "signals", "train", "evaluate", "report"),
     *("plan", "calibrate", "ablate", "inspect", "export", "doctor", "init"),
 ]
 PIPELINE = """
