@@ -31,6 +31,7 @@ from llmdistill.run.manifest import Counts, Manifest
 from llmdistill.run.stage import begin, inputs_of, read_all
 from llmdistill.signals.cross import teachable
 from llmdistill.templates import TeacherTemplate, load_template
+from llmdistill.train.checks import check_training
 from llmdistill.train.fit import train_student, untrained_source, weights_dtype
 from llmdistill.train.launch import Launch, launch_of, train_in_processes
 from llmdistill.train.student import save_model
@@ -45,10 +46,7 @@ CALIBRATION = 16
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Train the student on the curated records."""
     template, template_hash = load_template(pipeline.teacher_template, TeacherTemplate)
-    if pipeline.train.method == "on_policy":
-        from llmdistill.train.on_policy import check_on_policy
-
-        check_on_policy(pipeline.train, template, pipeline.teacher_template)
+    check_training(pipeline)
     upstream = ["curate"] if pipeline.signals is None else ["curate", "signals"]
     parts: Parts = {
         **flatten(pipeline.train.digest_view(), "train."),

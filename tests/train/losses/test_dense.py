@@ -51,7 +51,7 @@ def test_a_divergence_equals_its_definition(name, seed):
     assert found.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6 * max(1.0, temperature**2))
 
 
-@pytest.mark.parametrize("name", set(DIVERGENCES) - {"adaptive_kl"})
+@pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - {"adaptive_kl"}))
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
 def test_gradient_passes_gradcheck(name, temperature):
     student, teacher = two(0, 2, 5, dtype=torch.float64)
