@@ -79,6 +79,7 @@ def _row(
         "seeds": list(by_seed) if is_student else [],
         **_facts(list(by_seed.values()) if is_student else []),
         "by_seed": own if is_student else [],
+        "also": {other: _spread(other, by_seed) for other in _others(name, by_seed)},
         "mean": float(np.mean(own)),
         "low": min(own),
         "high": max(own),
@@ -93,6 +94,17 @@ def _row(
     if variant != ablation.baseline and shared:
         row |= compare([by_seed[seed] for seed in shared], [baseline[seed] for seed in shared], name)
     return row
+
+
+def _others(name: str, by_seed: Mapping[int, Measurement]) -> list[str]:
+    """What else was summed over the same tokens."""
+    known = next(iter(next(iter(by_seed.values())).sums.values()))
+    return [other for other in UNITS if other in known and other != name]
+
+
+def _spread(name: str, by_seed: Mapping[int, Measurement]) -> dict[str, float | None]:
+    values = [mean_of(found, name) for found in by_seed.values()]
+    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
 def _facts(found: Sequence[Measurement]) -> dict[str, float | None]:

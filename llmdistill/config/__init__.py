@@ -105,8 +105,12 @@ class Pipeline(Settings):
         if self.signals is not None and self.train.cross_tokenizer == "uld":
             raise ValueError("signals are stored for one vocabulary: remove the section, or train.cross_tokenizer")
         signals = self.signals
-        if signals is not None and signals.engine == "vllm" and (signals.mode != "topk" or self.train.temperature != 1):
-            raise ValueError("vllm gives only the likeliest tokens, at temperature 1: set signals.engine: transformers")
+        plain = self.train.temperature == 1.0 and self.teacher.quantize is None
+        if signals is not None and signals.engine == "vllm" and not (signals.mode == "topk" and plain):
+            raise ValueError(
+                "vllm gives only the likeliest tokens, at train.temperature 1 and without teacher.quantize: "
+                "set signals.engine: transformers"
+            )
         sampled = signals is not None and signals.mode == "sampled"
         if sampled and self.train.divergence != "forward_kl":
             raise ValueError(

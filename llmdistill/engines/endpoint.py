@@ -43,7 +43,8 @@ class Secret:
         """
         if len(self._value) < _SHORTEST_KEY:
             return data
-        for form in (self._value, json.dumps(self._value)[1:-1]):
+        # The escaped form first: the plain one would leave half of its last escape behind.
+        for form in (json.dumps(self._value)[1:-1], self._value):
             data = data.replace(form.encode(), _SHOWN.encode())
         return self._escaped.sub(_SHOWN.encode(), data) if b"\\u00" in data or b"\\/" in data else data
 

@@ -51,7 +51,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Store the teacher's distribution over the curated records.
 
     Raises:
-        ConfigError: the pipeline does not ask for it, or for what the engine cannot do.
+        ConfigError: the pipeline does not ask for it.
         ModelError: teacher and student have other vocabularies.
         RejectsError: no record can be trained on.
     """
@@ -97,7 +97,7 @@ def header_of(pipeline: Pipeline) -> Header:
     """What signals of this pipeline are made from.
 
     Raises:
-        ConfigError: the pipeline does not ask for signals, or for what the engine cannot do.
+        ConfigError: the pipeline does not ask for signals.
         ModelError: teacher and student have other vocabularies.
     """
     settings, teacher, student = _checked(pipeline), find_weights(pipeline.teacher), student_source(pipeline)
@@ -121,20 +121,15 @@ def header_of(pipeline: Pipeline) -> Header:
 
 
 def _checked(pipeline: Pipeline) -> Signals:
-    """The section, if its engine can do what it asks for."""
+    """The section.
+
+    Raises:
+        ConfigError: there is none.
+    """
     settings = pipeline.signals
     if settings is None:
         advice = "add a section signals, or train with the teacher in memory"
         raise ConfigError("this pipeline stores no signals", where="signals", do=advice)
-    if settings.engine == "vllm":
-        unable = {
-            f"signals.mode: {settings.mode}": settings.mode != "topk",
-            f"train.temperature: {pipeline.train.temperature:g}": pipeline.train.temperature != 1.0,
-            f"teacher.quantize: {pipeline.teacher.quantize}": pipeline.teacher.quantize is not None,
-        }
-        wanted = next((name for name, is_wanted in unable.items() if is_wanted), None)
-        if wanted:
-            raise ConfigError(f"vllm cannot do {wanted}", where="signals.engine", do="set signals.engine: transformers")
     return settings
 
 

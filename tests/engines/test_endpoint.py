@@ -9,7 +9,7 @@ import pickle
 import traceback
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmdistill.config import Model
@@ -175,6 +175,7 @@ class TestSecret:
         before=st.text(max_size=20),
         escape=st.sampled_from(["plain", "json", "slash", "points"]),
     )
+    @example(key="sk-00000000\\", before="", escape="json")
     def test_it_is_blotted_out_of_whatever_repeats_it(self, key, before, escape):
         said = {
             "plain": key,

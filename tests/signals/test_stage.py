@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from llmdistill.config import Generate, Lora, Model, Signals, Student, Train
@@ -138,16 +139,10 @@ def test_training_on_a_record_without_signals_is_refused_and_names_it(curated, t
         open_store(made, examples)
 
 
-@pytest.mark.parametrize(
-    ("changed", "name"),
-    [({"mode": "sampled"}, "signals.mode: sampled"), ({"train": {"temperature": 2.0}}, "train.temperature: 2")],
-    ids=["mode", "temperature"],
-)
-def test_what_vllm_cannot_do_is_refused_before_anything_starts(curated, tiny_model, changed, name):
-    with pytest.raises(ConfigError, match=name) as caught:
-        run(settings(curated, tiny_model, engine="vllm", **changed))
-    assert caught.value.where == "signals.engine"
-    assert not (curated / "signals").exists()
+@pytest.mark.parametrize("changed", [{"mode": "sampled"}, {"train": {"temperature": 2.0}}], ids=["mode", "temperature"])
+def test_what_vllm_cannot_do_is_refused_before_anything_starts(curated, tiny_model, changed):
+    with pytest.raises(ValidationError, match="set signals.engine: transformers"):
+        settings(curated, tiny_model, engine="vllm", **changed)
 
 
 def test_a_student_of_another_vocabulary_is_refused(curated, tiny_model, tmp_path):
