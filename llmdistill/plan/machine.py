@@ -12,6 +12,7 @@ from typing import Any
 from llmdistill.config import Model, Pipeline
 from llmdistill.engines.models import ModelSource, local_copy, num_parameters
 from llmdistill.errors import ModelError
+from llmdistill.signals.vocabulary import output_rows, teacher_here
 
 DECODE_EFFICIENCY = 0.25
 FORWARD_EFFICIENCY = 0.6
@@ -35,10 +36,7 @@ def weights_name(settings: Model) -> str:
 
 def local_weights(pipeline: Pipeline) -> ModelSource | None:
     """The teacher's weights if they are needed and on this machine; nothing is fetched."""
-    if not needs_weights(pipeline):
-        return None
-    name = weights_name(pipeline.teacher)
-    return local_copy(name, None if pipeline.teacher.weights else pipeline.teacher.revision)
+    return teacher_here(pipeline.teacher) if needs_weights(pipeline) else None
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,6 @@ class Sizes:
 
 def _shared_ids(sources: Sequence[ModelSource]) -> int | None:
     """Size of the smaller vocabulary of the models that are here."""
-    from llmdistill.signals.vocabulary import output_rows
-
     return min(map(output_rows, sources), default=None)
 
 

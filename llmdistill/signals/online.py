@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmdistill.engines.batches import Batch, check_packing, target_hidden
-from llmdistill.engines.models import ModelSource, load_model, load_tokenizer
-from llmdistill.engines.quantize import Bits
 from llmdistill.signals.distributions import Full, head_of
-from llmdistill.signals.vocabulary import compare, output_rows, require_shared
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class OnlineTeacher:
@@ -25,29 +22,6 @@ class OnlineTeacher:
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
         self.model, self.vocab_size = model, vocab_size
         self._packing_checked = False
-
-    @classmethod
-    def open(
-        cls,
-        source: ModelSource,
-        student: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dtype: str,
-        device: str,
-        quantize: Bits | None = None,
-    ) -> OnlineTeacher:
-        """Load the teacher for a student.
-
-        Args:
-            quantize: hold its weights in few bits.
-
-        Raises:
-            ModelError: the two tokenizers give different ids, so their distributions cannot be compared.
-        """
-        rows = student.get_output_embeddings().weight.shape[0]
-        verdict = compare(load_tokenizer(source), tokenizer, output_rows(source), rows)
-        shared = require_shared(verdict, source.name)
-        return cls(load_model(source, dtype, device, quantize), shared)
 
     @property
     def needs_batch(self) -> bool:

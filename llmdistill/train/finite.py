@@ -32,9 +32,13 @@ def check_loss(terms: Terms, batch: Batch, teacher: Distribution | None) -> None
     raise _stop(f"{term} is not finite for {_listed(records)}: {_blame(teacher, targets)}")
 
 
-def check_step(logs: Mapping[str, float], record_ids: Sequence[str]) -> None:
-    """Raise `StageError` unless the loss and the gradient norm that a trainer logs for a step are finite."""
-    for name, what in (("loss", "the hard term of the loss"), ("grad_norm", "the gradient")):
+def check_step(logs: Mapping[str, float], record_ids: Sequence[str], term: str = "hard") -> None:
+    """Raise `StageError` unless the loss and the gradient norm that a trainer logs for a step are finite.
+
+    Args:
+        term: the only one that the trainer's loss has.
+    """
+    for name, what in (("loss", f"the {term} term of the loss"), ("grad_norm", "the gradient")):
         if not math.isfinite(logs.get(name, 0.0)):
             raise _stop(f"{what} is not finite in the step over {_listed(record_ids)}")
 

@@ -131,7 +131,7 @@ def _online_teacher(
     rows = model.get_output_embeddings().weight.shape[0]
     verdict = compare(load_tokenizer(source), tokenizer, output_rows(source), rows)
     if not crosses(verdict, pipeline.train, source.name):
-        return OnlineTeacher.open(source, model, tokenizer, *how)
+        return OnlineTeacher(load_model(source, *how), verdict.shared_ids)
     template, _ = load_template(pipeline.teacher_template, TeacherTemplate)
     records = list(read_all(pipeline.run_path, "curate"))
     return CrossTeacher.open(source, tokenizer, examples, records, template, *how)

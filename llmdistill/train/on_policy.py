@@ -21,15 +21,14 @@ from llmdistill.config import Train
 from llmdistill.engines.examples import Example
 from llmdistill.engines.models import ModelSource, load_model, load_tokenizer
 from llmdistill.engines.quantize import Bits
-from llmdistill.errors import ConfigError, ModelError, StageError
+from llmdistill.errors import ConfigError, ModelError
 from llmdistill.signals.vocabulary import compare, require_shared
 from llmdistill.templates import TeacherTemplate
 from llmdistill.train.arguments import common_arguments, one_device
-from llmdistill.train.finite import SHOWN, check_step
+from llmdistill.train.finite import check_step
 from llmdistill.train.sharing import divided
 
 _PROBE = "x"
-_ADVICE = "lower train.learning_rate, or look at these prompts; the last checkpoint is kept"
 
 
 def check_on_policy(settings: Train, template: TeacherTemplate, template_name: str) -> None:
@@ -161,14 +160,12 @@ class OnPolicyTrainer(DistillationTrainer):
     def compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
         """TRL's loss, if it is a number."""
         loss = super().compute_loss(model, inputs, *args, **more)
-        if not torch.isfinite(loss).all():
-            records = ", ".join(self._step_records[:SHOWN])
-            raise StageError(f"the soft term of the loss is not finite in the step over {records}", do=_ADVICE)
+        check_step({"loss": loss.item()}, self._step_records, "soft")
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
         """Stop before a checkpoint is written when the gradient was not finite, though the loss was."""
-        check_step(logs, self._step_records)
+        check_step(logs, self._step_records, "soft")
         super().log(logs, *args, **more)
 
 

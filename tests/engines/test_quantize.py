@@ -16,12 +16,12 @@ from llmdistill.config import Lora, Model, Student, Train
 from llmdistill.engines.examples import Example
 from llmdistill.engines.models import find_model, load_model, load_tokenizer
 from llmdistill.errors import MissingExtraError
-from llmdistill.signals.online import OnlineTeacher
 from llmdistill.train.on_policy import load_teacher
 from llmdistill.train.stage import run
 from llmdistill.train.trainers import kd_trainer
 from tests.runs import answered, finish_stage, pipeline
 from tests.tiny import save_tiny_model
+from tests.train.following import online
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="the extra `quantize` (bitsandbytes) is not installed"
@@ -80,7 +80,7 @@ def test_only_the_adapter_beside_few_bits_learns(tiny_model, student_dir, tmp_pa
     torch.manual_seed(0)
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    teacher = OnlineTeacher.open(find_model(str(tiny_model)), model, tokenizer, "float32", "cpu")
+    teacher = online(tiny_model)
     settings = Train(epochs=20, batch_size=4, learning_rate=1e-2, hard_weight=0.0, device="cpu", dtype="float32")
     trainer = kd_trainer(model, tokenizer, examples(), teacher, settings, tmp_path, seed=3)
     trainer.train()

@@ -35,7 +35,7 @@ def student_dir(tmp_path_factory) -> Path:
 def train_kd(student_dir, teacher_dir, examples, tmp_path, **changed):
     source = find_model(str(student_dir))
     model, tokenizer = load_model(source, "float32", "cpu"), load_tokenizer(source)
-    teacher = OnlineTeacher.open(find_model(str(teacher_dir)), model, tokenizer, "float32", "cpu")
+    teacher = online(teacher_dir)
     trainer = kd_trainer(model, tokenizer, examples, teacher, settings(**changed), tmp_path, seed=3)
     trainer.train()
     return trainer
@@ -68,7 +68,7 @@ def test_resuming_restores_the_optimizer_too(student_dir, tiny_model, examples, 
     whole = train_kd(student_dir, tiny_model, examples, tmp_path / "whole", save_steps=2)
     source = find_model(str(student_dir))
     model, tokenizer = load_model(source, "float32", "cpu"), load_tokenizer(source)
-    teacher = OnlineTeacher.open(find_model(str(tiny_model)), model, tokenizer, "float32", "cpu")
+    teacher = online(tiny_model)
     again = kd_trainer(model, tokenizer, examples, teacher, settings(save_steps=2), tmp_path / "whole", seed=3)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert losses_of(again) == pytest.approx(losses_of(whole), rel=1e-6)
