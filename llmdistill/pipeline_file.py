@@ -7,13 +7,15 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from llmdistill.config import Pipeline
 from llmdistill.errors import ConfigError
+
+File = TypeVar("File", bound=BaseModel)
 
 _PACKAGE = Path(__file__).resolve().parent
 _HIDDEN = "***"
@@ -58,7 +60,12 @@ def _first_words(error: Exception) -> str:
 
 
 def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
-    """Read and validate a pipeline file, with `a.b=c` overrides laid over it.
+    """Read and validate a pipeline file, see `load_as`."""
+    return load_as(Pipeline, name, overrides)
+
+
+def load_as(model: type[File], name: str, overrides: Sequence[str] = ()) -> File:
+    """Read and validate a file of settings, with `a.b=c` overrides laid over it.
 
     Raises:
         ConfigError: with file and line, or the override, that is wrong.
@@ -69,9 +76,9 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
         _apply(values, override)
     _refuse_secrets(values, (), lambda keys: _place(keys, path, lines, overrides), set())
     try:
-        return Pipeline.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise _first_problem(error, path, lines, overrides) from None
+        raise _first_problem(error, model, path, lines, overrides) from None
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
@@ -173,16 +180,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _first_problem(
-    error: ValidationError, path: Path, lines: dict[tuple[str, ...], int], overrides: Sequence[str]
+    error: ValidationError,
+    model: type[BaseModel],
+    path: Path,
+    lines: dict[tuple[str, ...], int],
+    overrides: Sequence[str],
 ) -> ConfigError:
     """The first thing pydantic found wrong, as one line; how many more there are is said too."""
     problems = error.errors(include_url=False)
     problem = problems[0]
-    keys = _keys_of(problem)
+    keys = _keys_of(problem, model)
     name = ".".join(keys) or "the file"
     if problem["type"] == "extra_forbidden":
         what = f"unknown key {without_keys(name)}"
-        advice = _nearest_key(keys) or "see llmdistill init for the keys there are"
+        advice = _nearest_key(keys, model) or "see llmdistill init for the keys there are"
     elif problem["type"] == "missing":
         what, advice = f"the key {name} is missing", "add it"
     else:
@@ -194,10 +205,10 @@ def _first_problem(
     return ConfigError(what, where=_place(keys, path, lines, overrides), do=advice)
 
 
-def _keys_of(problem: Any) -> tuple[str, ...]:
+def _keys_of(problem: Any, model: type[BaseModel]) -> tuple[str, ...]:
     """The keys that lead to a problem, without what pydantic adds about the branches of a union."""
     keys = tuple(part for part in problem["loc"] if isinstance(part, str))
-    while problem["type"] != "extra_forbidden" and keys and ".".join(keys) not in all_keys():
+    while problem["type"] != "extra_forbidden" and keys and ".".join(keys) not in all_keys(model):
         keys = keys[:-1]
     return keys
 
@@ -223,12 +234,12 @@ def _reason(problem: Any) -> str:
     return text.replace("Input should be", "it should be").replace("Input should", "it should")
 
 
-def _nearest_key(keys: tuple[str, ...]) -> str | None:
+def _nearest_key(keys: tuple[str, ...], model: type[BaseModel]) -> str | None:
     """Where an unknown key belongs, else the nearest one of its own section, else of all."""
-    dotted = {key.split(".")[-1]: key for key in reversed(all_keys())}
+    dotted = {key.split(".")[-1]: key for key in reversed(all_keys(model))}
     if keys[-1] in dotted:
         return f"did you mean {dotted[keys[-1]]}?"
-    section: type[BaseModel] | None = Pipeline
+    section: type[BaseModel] | None = model
     for key in keys[:-1]:
         field = section.model_fields.get(key) if section else None
         section = _model_of(field.annotation) if field else None

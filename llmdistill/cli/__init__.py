@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from llmdistill.cli import ablate, calibrate, doctor, export, init, inspect, plan, run, stage
+from llmdistill.cli import ablate, calibrate, doctor, export, init, inspect, plan, run, stage, vision
 from llmdistill.errors import Interrupted, LlmdistillError
 from llmdistill.run.signals import stopping_in_order
 
@@ -34,6 +34,7 @@ app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
+app.add_typer(vision.app, name="vision")
 
 
 def main() -> None:

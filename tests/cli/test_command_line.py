@@ -21,7 +21,7 @@ from tests.tiny import REPO
 
 COMMANDS = [
     *("run", "generate", "filter", "curate", "signals", "train", "evaluate", "report"),
-    *("plan", "calibrate", "ablate", "inspect", "export", "doctor", "init"),
+    *("plan", "calibrate", "ablate", "inspect", "export", "doctor", "init", "vision"),
 ]
 PIPELINE = """
 name: x
