@@ -2,7 +2,9 @@
 
 All gains are kept up to date: choosing a candidate changes them only through the rows that it is nearer to than what
 was chosen before. Such a row is looked at a few times in all (about ln k times for k chosen, not k times), so the
-whole costs a few products of all rows with all candidates instead of one for each that is chosen.
+whole costs a few products of all rows with all candidates instead of one for each that is chosen. And of such a row
+only the candidates matter that it is nearer to than what is chosen: as soon as these few fit in memory they alone are
+kept (`Nearer`), and what follows costs next to nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ _ROWS = 64
 _COLUMNS = 2048
 _PRODUCT_ROWS = 256
 _UNCOVERED = -1.0
+_SAMPLE = 256
+_ENTRY_BYTES = 12
+_NEARER_BYTES = 800_000_000
+_NEARER_SHARE = 0.03
+"""Lists take several times as long for an entry as a block does."""
 
 
 class Cosines:
@@ -30,9 +37,10 @@ class Cosines:
         product: np.ndarray = self.vectors @ self.points[candidate]
         return product
 
-    def block(self, rows: np.ndarray, columns: slice) -> np.ndarray:
+    def block(self, rows: np.ndarray | slice, columns: slice) -> np.ndarray:
         """[rows, columns], an array of its own."""
-        product: np.ndarray = blocks.gather(self.vectors, rows) @ self.points[columns].T
+        vectors = self.vectors[rows] if isinstance(rows, slice) else blocks.gather(self.vectors, rows)
+        product: np.ndarray = vectors @ self.points[columns].T
         return product
 
 
@@ -56,10 +64,53 @@ class HeldCosines:
         row: np.ndarray = self.held[candidate]
         return row
 
-    def block(self, rows: np.ndarray, columns: slice) -> np.ndarray:
-        """[rows, columns], an array of its own."""
+    def block(self, rows: np.ndarray | slice, columns: slice) -> np.ndarray:
+        """[rows, columns], an array of its own; a view for a slice of rows."""
         block: np.ndarray = self.held[rows, columns]
         return block
+
+
+class Nearer:
+    """For each row the candidates that it is nearer to than to what is chosen, with their cosines.
+
+    Entries of row i are those from `starts[i]` to `starts[i + 1]`.
+    """
+
+    def __init__(self, cosines: Cosines | HeldCosines, covered: np.ndarray, num: int, workers: blocks.Workers) -> None:
+        self.num = num
+
+        def work(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            rows = slice(start, min(start + _PRODUCT_ROWS, len(covered)))
+            block = cosines.block(rows, slice(0, num))
+            above = block > covered[rows, None]
+            lengths, places = np.count_nonzero(above, axis=1), np.flatnonzero(above)
+            candidates = places - np.repeat(num * np.arange(len(block)), lengths)
+            return lengths, candidates, block.ravel()[places]
+
+        lengths, candidates, values = zip(*workers.map(work, range(0, len(covered), _PRODUCT_ROWS)), strict=True)
+        self.starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        self.candidates, self.values = np.concatenate(candidates), np.concatenate(values)
+
+    def gains(self, covered: np.ndarray) -> np.ndarray:
+        """[C] float64: what choosing each candidate adds to the sum of the rows' cosines."""
+        above = np.maximum(self.values - np.repeat(covered, np.diff(self.starts)), 0)
+        return np.bincount(self.candidates, above, self.num)
+
+    def lost(self, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """[C] float64: what every gain had between `low` and `high` of these rows' cosines."""
+        starts, ends = self.starts[rows], self.starts[rows + 1]
+        slices = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        low, high = (np.repeat(bound, ends - starts) for bound in (low, high))
+        between = np.concatenate([self.values[some] for some in slices])
+        np.minimum(np.maximum(between, low, out=between), high, out=between)
+        candidates = np.concatenate([self.candidates[some] for some in slices])
+        return np.bincount(candidates, between - low, self.num)
+
+    def shrink(self, covered: np.ndarray) -> None:
+        """Forget the candidates that a row is no longer nearer to."""
+        kept = self.values > np.repeat(covered, np.diff(self.starts))
+        self.starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
+        self.candidates, self.values = self.candidates[kept], self.values[kept]
 
 
 class Greedy:
@@ -88,6 +139,7 @@ class Greedy:
         self.open = np.ones(len(points), dtype=bool)
         self.margin = 16 * float(np.finfo(kind).eps) * scale * np.sqrt(num) + 4 * float(np.finfo(np.float64).eps)
         self.lookups = 0.0
+        self.nearer: Nearer | None = None
         self.chosen: list[int] = []
         self.gains: list[float] = []
 
@@ -109,26 +161,44 @@ class Greedy:
         products = self.cosines.of_candidate(candidate)
         rows = np.flatnonzero(products > self.covered)
         low, high = self.covered[rows], products[rows]
-        self._lower_gains(rows, low, high - low)
+        self._lower_gains(rows, low, high)
         self.covered[rows] = high
+        if len(self.chosen).bit_count() == 1:
+            self._keep_nearer()
         return float((high - low).sum(dtype=np.float64))
 
-    def _lower_gains(self, rows: np.ndarray, low: np.ndarray, width: np.ndarray) -> None:
-        """Take from every gain what it had between `low` and `low + width` of these rows' cosines."""
+    def _lower_gains(self, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        """Take from every gain what it had between `low` and `high` of these rows' cosines."""
+        if self.nearer is not None:
+            self.full -= self.nearer.lost(rows, low, high)
+            return
         step = self.cosines.rows_at_once
+        before = float(low.sum(dtype=np.float64))
 
         def work(start: int) -> None:
             columns = slice(start, start + _COLUMNS)
-            lost = np.zeros(len(self.full[columns]))
+            reached = np.zeros(len(self.full[columns]))
             for first in range(0, len(rows), step):
                 some = slice(first, first + step)
                 block = self.cosines.block(rows[some], columns)
-                block -= low[some, None]
-                np.maximum(block, 0, out=block)  # twice as fast as np.clip, which knows no broadcasting by rows
-                np.minimum(block, width[some, None], out=block)
-                lost += block.sum(0)
-            self.full[columns] -= lost
+                np.maximum(block, low[some, None], out=block)  # twice as fast as np.clip, which broadcasts slowly
+                np.minimum(block, high[some, None], out=block)
+                reached += block.sum(0)
+            self.full[columns] -= reached - before
 
         if len(rows):
             self.workers.map(work, range(0, len(self.full), _COLUMNS))
         self.lookups += float(len(rows)) * len(self.full)
+
+    def _keep_nearer(self) -> None:
+        """As the chosen double in number: keep what is nearer alone, once it fits; then forget what no longer is."""
+        if self.nearer is not None:
+            self.nearer.shrink(self.covered)
+            return
+        num = len(self.covered)
+        rows = np.arange(0, num, max(1, num // _SAMPLE))
+        share = float((self.cosines.block(rows, slice(0, len(self.full))) > self.covered[rows, None]).mean())
+        if share <= min(_NEARER_SHARE, _NEARER_BYTES / (num * len(self.full) * _ENTRY_BYTES)):
+            self.nearer = Nearer(self.cosines, self.covered, len(self.full), self.workers)
+            self.full = self.nearer.gains(self.covered)
+            self.lookups += float(num) * len(self.full)
