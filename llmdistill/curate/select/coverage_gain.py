@@ -97,7 +97,7 @@ class Nearer:
         return np.bincount(self.candidates, above, self.num)
 
     def lost(self, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """[C] float64: what every gain had between `low` and `high` of these rows' cosines."""
+        """[C] float64: what every gain had between `low` and `high` of the cosines of these rows (at least one)."""
         starts, ends = self.starts[rows], self.starts[rows + 1]
         slices = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         low, high = (np.repeat(bound, ends - starts) for bound in (low, high))
@@ -169,6 +169,8 @@ class Greedy:
 
     def _lower_gains(self, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         """Take from every gain what it had between `low` and `high` of these rows' cosines."""
+        if not len(rows):
+            return
         if self.nearer is not None:
             self.full -= self.nearer.lost(rows, low, high)
             return
@@ -186,8 +188,7 @@ class Greedy:
                 reached += block.sum(0)
             self.full[columns] -= reached - before
 
-        if len(rows):
-            self.workers.map(work, range(0, len(self.full), _COLUMNS))
+        self.workers.map(work, range(0, len(self.full), _COLUMNS))
         self.lookups += float(len(rows)) * len(self.full)
 
     def _keep_nearer(self) -> None:
