@@ -85,15 +85,14 @@ def ask(
     Raises:
         BudgetError: the next call could exceed the budget.
     """
-    owed = (request for request in requests if request.id not in journal)
+    owed = _Owed(requests, journal)
     first = next(owed, None)
     failed: dict[str, Completion] = {}
     if first is None:
         return failed
     till = _Till(engine.settings, engine.purse())
-    done = min(len(journal), total - 1)
     answers = till.ask(itertools.chain([first], owed), engine.get())
-    with contextlib.closing(answers), progress(what, total, done) as bar:
+    with contextlib.closing(answers), progress(what, total, owed.found) as bar:
 
         def keep(completion: Completion) -> None:
             if completion.finish_reason == "failed":
@@ -103,12 +102,31 @@ def ask(
                 failpoint("engine.after_answer")
             if note is not None:
                 note(completion)
+            bar.known(owed.found)
             tokens = completion.completion_tokens or completion.prompt_tokens
             bar.advance(tokens=tokens, cost=completion.cost, failed=len(failed), note=engine.get().status)
 
         _keep_all(answers, keep)
     journal.commit()
     return failed
+
+
+class _Owed:
+    """The requests that the journal has no answer to; counts those that it has."""
+
+    def __init__(self, requests: Iterable[Request], journal: Journal) -> None:
+        self._requests, self._journal = iter(requests), journal
+        self.found = 0
+
+    def __iter__(self) -> Iterator[Request]:
+        return self
+
+    def __next__(self) -> Request:
+        for request in self._requests:
+            if request.id not in self._journal:
+                return request
+            self.found += 1
+        raise StopIteration
 
 
 def _keep_all(answers: Iterator[Completion], keep: Callable[[Completion], None]) -> None:

@@ -56,6 +56,11 @@ class Progress:
             self._last_line = now
             print(self._line(note), file=sys.stderr, flush=True)
 
+    def known(self, before: int) -> None:
+        """Say how many pieces were finished before this process started, as that comes to light."""
+        self.done += before - self._first
+        self._first = before
+
     def _rate(self, note: Callable[[], str]) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""

@@ -265,3 +265,15 @@ def test_progress_goes_on_from_what_was_done(desk, capsys, monkeypatch):
     desk.ask(requests(20), total=20)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate: ")]
     assert [line.split(",")[0] for line in lines] == [f"generate: {number}/20" for number in range(11, 21)]
+
+
+def test_progress_counts_only_answers_to_what_is_asked_now(desk, capsys, monkeypatch):
+    from llmdistill.run import progress
+
+    asked = requests(40)
+    desk.ask(asked[10:20] + asked[30:])  # ten that are asked for again later, ten that are not
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    desk.ask(asked[:25], total=25)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("generate: ")]
+    assert lines[-1].startswith("generate: 25/25")
+    assert not [line for line in lines if "-" in line]
