@@ -21,7 +21,7 @@ from llmdistill.ablate.variants import FOLDER, Trial, ablation_of, trials_of
 from llmdistill.config import UNTRAINED, Pipeline
 from llmdistill.engines.models import ModelSource, find_model
 from llmdistill.engines.resume import find_weights
-from llmdistill.errors import StageError
+from llmdistill.errors import RejectsError, StageError
 from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.failpoint import failpoint
 from llmdistill.run.files import make_dir, write_json
@@ -90,6 +90,8 @@ def _made_student(pipeline: Pipeline) -> Path | None:
             shutil.rmtree(other)
     make_dir(folder)
     records = sorted(read_all(pipeline.run_path, "filter"), key=lambda record: record.id)[:CALIBRATION]
+    if not records:
+        raise RejectsError("filter kept no record", where=pipeline.run_path, do="lower filter.judge.min_score")
     return untrained_student(pipeline, folder, records).path
 
 

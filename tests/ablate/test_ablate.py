@@ -179,3 +179,11 @@ def test_held_out_prompts_without_references_are_one_line_before_anything_is_tra
     result = ablation.do()
     assert result.code == 2 and "no held-out prompt's reference to measure on" in result.error
     assert not ablation.dir.exists()
+
+
+def test_a_filter_that_kept_nothing_is_said_as_that(zygote, model, tmp_path):
+    ablation = new_ablation(zygote, tmp_path, model)
+    ablation.values["filter"]["judge"] = {"form": "likelihood", "min_score": 0.0}  # a log-probability is below it
+    result = ablation.do()
+    assert result.code == 3
+    assert result.error.endswith("filter kept no record -> lower filter.judge.min_score")
