@@ -19,11 +19,9 @@ def crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     num, _, height, width = images.shape
     pad = max(1, height // 8)
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     top, left = (torch.randint(0, 2 * pad + 1, (num,), generator=generator).to(images.device) for _ in range(2))
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    which = torch.arange(num, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return windows[torch.arange(num, device=images.device), :, top, left]
 
 
 def flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

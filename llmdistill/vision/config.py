@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmdistill.config.base import Execution, Fraction, NotNegative, Positive, Seed, Settings
 from llmdistill.run.digest import digest_of
+from llmdistill.vision.fingerprint import fingerprint
 
 
 class Data(Settings):
     """Labelled images, split into train, validation and test.
 
-    `path` names scikit-learn's `digits`, a `.npz`, one or several Parquet files of encoded images, or a folder of
-    class folders; `test_path` the test part where it is a file of its own. `grey` averages the channels.
-    `limit` images of the training part are used, the same number of each class. The same `split_seed` gives the
-    same split, whatever the seeds of the trainings.
+    Attributes:
+        path: scikit-learn's `digits`; a `.npz`; one or several Parquet files of encoded images; a folder with a folder
+            for each class; a folder of MNIST (idx) or CIFAR (its binary version) as torchvision leaves it.
+        test_path: the test part where it is a file or folder of its own.
+        validation, test: shares of each class that are split off.
+        limit: most images of the training part that are used, the same number of each class.
+        size: height and width that images are brought to.
+        grey: average the channels.
+        label: the column of labels in Parquet files.
+        split_seed: the same one gives the same split, whatever the seeds of the trainings.
     """
 
     path: str | tuple[str, ...] = "digits"
@@ -26,7 +33,16 @@ class Data(Settings):
     limit: Positive | None = None
     size: Positive | None = None
     grey: bool = False
+    label: str = "label"
     split_seed: Seed = 0
+
+    def digest_view(self) -> dict[str, Any]:
+        """The settings, and in place of the paths what the files hold."""
+        if self.path == "digits":
+            return super().digest_view()
+        names = [self.path] if isinstance(self.path, str) else self.path
+        test = None if self.test_path is None else fingerprint(self.test_path)
+        return {**super().digest_view(), "path": [fingerprint(name) for name in names], "test_path": test}
 
 
 class Net(Settings):
@@ -38,6 +54,12 @@ class Net(Settings):
     depth: Positive | None = None
     norm: Literal["batch", "instance", "group", "layer", "none"] | None = None
 
+    @model_validator(mode="after")
+    def _timm_by_name(self) -> Net:
+        if (self.arch == "timm") != (self.timm is not None):
+            raise ValueError("arch timm, and only that, needs the name of a model in timm")
+        return self
+
 
 class Protocol(Settings):
     """How a network is trained and measured. Its hash stands beside every number.
@@ -45,6 +67,7 @@ class Protocol(Settings):
     Attributes:
         augment: operations drawn anew for each image.
         schedule: `cosine` to zero, or `steps`, a tenth at each of `milestones` (shares of the training).
+        precision: of forward and backward passes; `bfloat16` by autocast, weights stay float32.
         seeds: one training each.
     """
 
@@ -59,8 +82,19 @@ class Protocol(Settings):
     milestones: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
     warmup_epochs: NotNegative = 0.0
     augment: tuple[Literal["crop", "flip", "cutout"], ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     device: Annotated[str, Execution] = "auto"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Protocol:
+        if self.nesterov and (self.momentum == 0 or self.optimiser != "sgd"):
+            raise ValueError("nesterov needs sgd with momentum")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError("warmup_epochs must be fewer than epochs")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed stands there twice")
+        return self
 
     def hash(self, data: Data) -> str:
         """What identifies the protocol and the data it is applied to."""

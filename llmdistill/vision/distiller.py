@@ -7,12 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from llmdistill.errors import ConfigError
+
 
 class Distiller(nn.Module):
     """A student that is taught. What is trained is the student and what the method adds, never the teacher.
 
     Subclasses give `terms`. The teacher stays in evaluation mode whatever mode the rest is in, and its outputs have
-    no gradient.
+    no gradient. What changes from step to step must be a parameter, a buffer or a `torch.Generator` that is an
+    attribute: these are in a checkpoint, a Python number is not.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
@@ -34,8 +37,13 @@ class Distiller(nn.Module):
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def taught(self, images: torch.Tensor) -> torch.Tensor:
-        """The teacher's logits, without gradient."""
-        assert self.teacher is not None
+        """The teacher's logits, without gradient.
+
+        Raises:
+            ConfigError: there is no teacher.
+        """
+        if self.teacher is None:
+            raise ConfigError("this method needs a teacher", where="teacher")
         with torch.no_grad():
             return self.teacher(images)
 
@@ -47,6 +55,15 @@ class Distiller(nn.Module):
             labels: [N].
         """
         raise NotImplementedError
+
+    def before_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before the first step of epoch `epoch` (from 0) of `epochs`.
+
+        A training with one of its own is saved between epochs only, so that this is never called twice for one.
+        """
+
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Called after each step of the optimiser, for what must hold whatever the step did (masks)."""
 
     def deployed(self) -> nn.Module:
         """What is measured and kept in the end."""

@@ -28,14 +28,30 @@ def build(net: Net, shape: Shape, num_classes: int, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _FAMILIES[net.arch](net, shape, num_classes)
+        return channels_last(_FAMILIES[net.arch](net, shape, num_classes))
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
+def channels_last(net: nn.Module) -> nn.Module:
+    """The network with its convolutions' weights in the memory format in which they are fastest."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return net
+
+
+def _norm(kind: str, channels: int, pixels: int) -> nn.Module:
+    """A normalisation of maps of so many pixels."""
     if kind == "batch":
         return nn.BatchNorm2d(channels)
-    groups = {"instance": channels, "group": max(1, channels // 16), "layer": 1}
-    return nn.Identity() if kind == "none" else nn.GroupNorm(groups[kind], channels)
+    if kind == "none":
+        return nn.Identity()
+    if kind == "instance" and pixels == 1:
+        what = "instance norm makes a map of one pixel zero, and these images become as small"
+        raise ConfigError(what, where="norm", do="choose another norm, fewer layers or larger images")
+    sixteens = next(number for number in range(max(1, channels // 16), 0, -1) if channels % number == 0)
+    groups = {"instance": channels, "group": sixteens, "layer": 1}
+    return nn.GroupNorm(groups[kind], channels)
 
 
 class ConvNet(nn.Module):
@@ -52,18 +68,20 @@ class ConvNet(nn.Module):
         channels, height, side = shape
         self.blocks = nn.Sequential()
         for number in range(depth):
-            padding = 3 if number == 0 and channels == 1 and height == 28 else 1
+            padding = 3 if number == 0 and channels == 1 and height == side == 28 else 1
+            height, side = height + 2 * padding - 2, side + 2 * padding - 2
+            if min(height, side) < 2:
+                what = f"images of {shape[1]} x {shape[2]} are too small for depth {depth}"
+                raise ConfigError(what, where="depth", do=f"set it to {number} or less, or use larger images")
             self.blocks.append(
                 nn.Sequential(
                     nn.Conv2d(channels if number == 0 else width, width, 3, padding=padding),
-                    _norm(norm, width),
+                    _norm(norm, width, height * side),
                     nn.ReLU(),
                     nn.AvgPool2d(2),
                 )
             )
-            height, side = (height + 2 * padding - 2) // 2, (side + 2 * padding - 2) // 2
-        if min(height, side) < 1:
-            raise ConfigError(f"images of {shape[1]} x {shape[2]} are too small for depth {depth}", where="depth")
+            height, side = height // 2, side // 2
         self.classifier = nn.Linear(width * height * side, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -89,15 +107,15 @@ class MLP(nn.Module):
 class _Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut; where the shape changes the shortcut is a 1x1 convolution."""
 
-    def __init__(self, before: int, after: int, stride: int, norm: str) -> None:
+    def __init__(self, before: int, after: int, stride: int, norm: str, pixels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.norm1 = _norm(norm, after)
+        self.norm1 = _norm(norm, after, pixels)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.norm2 = _norm(norm, after)
+        self.norm2 = _norm(norm, after, pixels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), _norm(norm, after))
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), _norm(norm, after, pixels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
@@ -109,17 +127,20 @@ class ResNet(nn.Module):
 
     def __init__(self, shape: Shape, num_classes: int, width: int = 16, depth: int = 20, norm: str = "batch") -> None:
         super().__init__()
-        if (depth - 2) % 6:
-            raise ConfigError(
-                f"the CIFAR form of ResNet has depth 6n + 2, not {depth}", where="depth", do="try 8 or 20"
-            )
-        self.stem = nn.Sequential(nn.Conv2d(shape[0], width, 3, 1, 1, bias=False), _norm(norm, width), nn.ReLU())
+        if depth < 8 or (depth - 2) % 6:
+            what = f"the CIFAR form of ResNet has depth 6n + 2, not {depth}"
+            raise ConfigError(what, where="depth", do="try 8 or 20")
+        channels, height, side = shape
+        stem_norm = _norm(norm, width, height * side)
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), stem_norm, nn.ReLU())
         self.blocks = nn.Sequential()
         before = width
         for group in range(3):
             after, layers = width * 2**group, []
+            if group:
+                height, side = -(-height // 2), -(-side // 2)
             for number in range((depth - 2) // 6):
-                layers.append(_Residual(before, after, 2 if group and number == 0 else 1, norm))
+                layers.append(_Residual(before, after, 2 if group and number == 0 else 1, norm, height * side))
                 before = after
             self.blocks.append(nn.Sequential(*layers))
         self.classifier = nn.Linear(before, num_classes)
@@ -138,16 +159,17 @@ class VGG(nn.Module):
 
     def __init__(self, shape: Shape, num_classes: int, width: int = 64, norm: str = "batch") -> None:
         super().__init__()
-        channels, side = shape[0], min(shape[1:])
+        channels, height, side = shape
         self.blocks = nn.Sequential()
         for block in _VGG11:
             layers: list[nn.Module] = []
             for times in block:
-                layers += [nn.Conv2d(channels, width * times, 3, padding=1), _norm(norm, width * times), nn.ReLU()]
+                its_norm = _norm(norm, width * times, height * side)
+                layers += [nn.Conv2d(channels, width * times, 3, padding=1), its_norm, nn.ReLU()]
                 channels = width * times
-            if side > 1:
+            if min(height, side) > 1:
                 layers.append(nn.MaxPool2d(2))
-                side //= 2
+                height, side = height // 2, side // 2
             self.blocks.append(nn.Sequential(*layers))
         self.classifier = nn.Linear(channels, num_classes)
 
@@ -168,12 +190,26 @@ def _given(net: Net, *names: str) -> dict[str, Any]:
 def _timm(net: Net, shape: Shape, num_classes: int) -> nn.Module:
     try:
         import timm
-    except ImportError:
-        raise MissingExtraError("timm is not installed", do="pip install 'llmdistill[vision]'") from None
+    except ImportError as error:
+        what = f"timm cannot be imported ({error})"
+        raise MissingExtraError(what, do="pip install 'llmdistill[vision]' torchvision") from None
     _given(net)
     if net.timm not in timm.list_models():
         raise ConfigError(f"timm has no model {net.timm!r}", where="timm", do="see timm.list_models()")
-    return timm.create_model(net.timm, pretrained=False, in_chans=shape[0], num_classes=num_classes)
+    built: nn.Module = timm.create_model(net.timm, pretrained=False, in_chans=shape[0], num_classes=num_classes)
+    _try(built, shape, str(net.timm))
+    return built
+
+
+def _try(net: nn.Module, shape: Shape, name: str) -> None:
+    """Give it one image, so that a size it was not made for is told before anything is trained."""
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, *shape))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = " x ".join(map(str, shape))
+        raise ConfigError(f"{name} cannot take images of {size} ({error})", where="timm", do="set data.size") from error
+    net.train()
 
 
 _FAMILIES = {
@@ -186,11 +222,13 @@ _FAMILIES = {
 
 
 def feature_names(net: nn.Module) -> list[str]:
-    """The modules whose outputs are features: each of `blocks`, from the input on, then `classifier`'s input."""
+    """The modules whose outputs are features, from the input on: each of `blocks`, or what timm says of a model."""
     blocks = getattr(net, "blocks", None)
-    if blocks is None:
-        return []
-    return [f"blocks.{number}" for number in range(len(blocks))]
+    if blocks is not None:
+        return [f"blocks.{number}" for number in range(len(blocks))]
+    known = dict(net.named_modules())
+    told = [stage["module"] for stage in getattr(net, "feature_info", None) or [] if "module" in stage]
+    return [name for name in told if name in known]
 
 
 @contextmanager
@@ -219,3 +257,21 @@ def features_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torc
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def embed(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """[N, d]: what the last linear layer is given.
+
+    Raises:
+        ConfigError: the network has no last linear layer by the name `classifier`.
+    """
+    last = getattr(net, "classifier", None)
+    if not isinstance(last, nn.Linear):
+        raise ConfigError("its last layer is not a linear one", where="arch", do="take convnet, resnet, vgg or mlp")
+    found: list[torch.Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    try:
+        net(images)
+    finally:
+        hook.remove()
+    return found[0]

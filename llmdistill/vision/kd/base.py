@@ -69,11 +69,15 @@ class Taught:
 class Method(Settings):
     """Settings of one method. `name` picks it; `label` is its row in the table where one method stands there twice.
 
+    `against` names the row that its gain is over, `plain` where it is None: students that see other images than plain
+    ones must be compared with such that see them too.
+
     A method of one stage gives `distiller`; one of several gives `teach` instead.
     """
 
     name: str
     label: str | None = None
+    against: str | None = None
 
     @property
     def title(self) -> str:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from llmdistill.config.base import Settings
+from llmdistill.vision.attacks import Attack
 from llmdistill.vision.config import Data, Net, Protocol
+from llmdistill.vision.kd.assistant import Assistant
+from llmdistill.vision.kd.attention import Attention
+from llmdistill.vision.kd.born_again import BornAgain
+from llmdistill.vision.kd.contrastive import Contrastive
+from llmdistill.vision.kd.cross_modal import CrossModal
+from llmdistill.vision.kd.data_free import DataFree
+from llmdistill.vision.kd.decoupled import Decoupled
+from llmdistill.vision.kd.early_exits import EarlyExits
+from llmdistill.vision.kd.feature import Feature
+from llmdistill.vision.kd.fitnets import FitNets
+from llmdistill.vision.kd.multi_teacher import MultiTeacher
+from llmdistill.vision.kd.mutual import Mutual
 from llmdistill.vision.kd.plain import Plain
+from llmdistill.vision.kd.pruned import Pruned
+from llmdistill.vision.kd.quantised import Quantised
+from llmdistill.vision.kd.relational import Relational
 from llmdistill.vision.kd.response import Response
+from llmdistill.vision.kd.robust import Robust
 
 
 def _name_of(value: Any) -> str | None:
@@ -18,7 +35,24 @@ def _name_of(value: Any) -> str | None:
 
 
 AnyMethod = Annotated[
-    Annotated[Plain, Tag("plain")] | Annotated[Response, Tag("response")],
+    Annotated[Plain, Tag("plain")]
+    | Annotated[Response, Tag("response")]
+    | Annotated[Mutual, Tag("mutual")]
+    | Annotated[EarlyExits, Tag("early_exits")]
+    | Annotated[CrossModal, Tag("cross_modal")]
+    | Annotated[DataFree, Tag("data_free")]
+    | Annotated[Decoupled, Tag("decoupled")]
+    | Annotated[BornAgain, Tag("born_again")]
+    | Annotated[Assistant, Tag("assistant")]
+    | Annotated[MultiTeacher, Tag("multi_teacher")]
+    | Annotated[Attention, Tag("attention")]
+    | Annotated[Contrastive, Tag("contrastive")]
+    | Annotated[Feature, Tag("feature")]
+    | Annotated[FitNets, Tag("fitnets")]
+    | Annotated[Relational, Tag("relational")]
+    | Annotated[Quantised, Tag("quantised")]
+    | Annotated[Pruned, Tag("pruned")]
+    | Annotated[Robust, Tag("robust")],
     Discriminator(_name_of),
 ]
 
@@ -26,7 +60,8 @@ AnyMethod = Annotated[
 class KdPipeline(Settings):
     """One student, its teacher, and the methods that are compared under one protocol.
 
-    `teacher_protocol` None trains the teacher as the students are, with the first seed.
+    `teacher_protocol` None trains the teacher as the students are, with the first seed. `measure` names what every
+    network is measured for beside its test accuracy; `attack` is that of `pgd`, and `fgsm` is one step of its `eps`.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=100)]
@@ -37,6 +72,8 @@ class KdPipeline(Settings):
     protocol: Protocol = Protocol()
     teacher_protocol: Protocol | None = None
     methods: Annotated[tuple[AnyMethod, ...], Field(min_length=1)]
+    measure: tuple[Literal["fgsm", "pgd", "bytes", "latency"], ...] = ()
+    attack: Attack = Attack()
 
     @model_validator(mode="after")
     def _one_row_each(self) -> KdPipeline:
@@ -44,6 +81,14 @@ class KdPipeline(Settings):
         twice = next((title for title in titles if titles.count(title) > 1), None)
         if twice:
             raise ValueError(f"two methods are called {twice}: give them labels")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_compare_with(self) -> KdPipeline:
+        titles = {method.title for method in self.methods}
+        unknown = next((method.against for method in self.methods if method.against not in (None, *titles)), None)
+        if unknown:
+            raise ValueError(f"no method is called {unknown}, so no gain can be against it")
         return self
 
     @property

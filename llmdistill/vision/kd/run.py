@@ -1,21 +1,20 @@
 """Train every method of a pipeline file under one protocol, and tabulate.
 
-    <run>/teachers/HASH.safetensors    the teacher and others that methods need, each trained once
+    <run>/teachers/HASH.safetensors   the teacher and others that methods need, each trained once
     <run>/journal/HASH.jsonl          one row for each training that is done, by method and seed
-    <run>/students/METHOD-SEED.safetensors
+    <run>/students/METHOD-SEED-HASH.safetensors
+    <run>/checkpoints/                trainings in progress
     <run>/table.json                  the result
+    <run>/report/index.html           the same, to look at
 
 The same command again does what is missing. The test part is measured once for each trained network.
 """
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+import shutil
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmdistill.engines.models import choose_device
@@ -23,16 +22,18 @@ from llmdistill.run.digest import digest_of
 from llmdistill.run.files import make_dir, write_json
 from llmdistill.run.journal import Journal
 from llmdistill.run.lock import locked
-from llmdistill.run.progress import progress
-from llmdistill.vision.config import Net, Protocol
-from llmdistill.vision.data import ImageData, load
-from llmdistill.vision.distiller import Distiller
-from llmdistill.vision.fit import History, accuracy, fit
-from llmdistill.vision.kd.base import Lesson, Method, Train
+from llmdistill.run.progress import say
+from llmdistill.vision.data import load
+from llmdistill.vision.deploy import save_net
+from llmdistill.vision.fit import accuracy
+from llmdistill.vision.kd.jobs import Job, done_in, identity_of, jobs_of, journal_path, measured_as
 from llmdistill.vision.kd.methods import KdPipeline
-from llmdistill.vision.kd.plain import PlainDistiller
+from llmdistill.vision.kd.plan import make_plan
+from llmdistill.vision.kd.report import write_report
 from llmdistill.vision.kd.table import table_of
-from llmdistill.vision.models import build
+from llmdistill.vision.kd.trainings import CHECKPOINTS, Stages, Trainings, num_parameters
+
+Row = dict[str, Any]
 
 
 def run(pipeline: KdPipeline) -> dict[str, Any]:
@@ -44,98 +45,66 @@ def run(pipeline: KdPipeline) -> dict[str, Any]:
     """
     with locked(pipeline.run_path):
         write_json(make_dir(pipeline.run_path) / "config.json", pipeline.model_dump(mode="json"))
-        data = load(pipeline.data).to(choose_device(pipeline.protocol.device))
-        teacher, teacher_hash = _teacher(pipeline, data)
-        rows = _students(pipeline, data, teacher, teacher_hash)
-        table = table_of(pipeline, accuracy(teacher, data.test), rows)
+        trainings = Trainings(pipeline, load(pipeline.data).to(choose_device(pipeline.protocol.device)))
+        with Journal(journal_path(trainings)) as journal:
+            for line in make_plan(trainings, done_in(trainings, journal)).lines():
+                say(line)
+            teacher, teacher_row = _teacher(trainings, journal)
+            rows = _students(trainings, teacher, journal)
+        table = table_of(pipeline, teacher_row, rows)
         write_json(pipeline.run_path / "table.json", table)
+        write_report(pipeline, table, teacher_row, rows)
+        shutil.rmtree(pipeline.run_path / CHECKPOINTS, ignore_errors=True)
     return table
 
 
-def _teacher(pipeline: KdPipeline, data: ImageData) -> tuple[nn.Module, str]:
-    """The teacher, and what identifies it."""
-    protocol = pipeline.teacher_protocol or pipeline.protocol
-    net = _trained(pipeline, data, pipeline.teacher, protocol.seeds[0])
-    return net, _identity(pipeline, pipeline.teacher, protocol.seeds[0])
+def _teacher(trainings: Trainings, journal: Journal) -> tuple[nn.Module, Row]:
+    """The teacher and its row: how its training went, and what it was measured for."""
+    pipeline = trainings.pipeline
+    net, history = trainings.teacher()
+    key = f"teacher {digest_of(measured_as(pipeline))[:16]}"
+    if key not in journal:
+        journal.append(key, **history, **_measured(trainings, net, {}))
+        journal.commit()
+    return net, journal[key]
 
 
-def _identity(pipeline: KdPipeline, net: Net, seed: int) -> str:
-    protocol = pipeline.teacher_protocol or pipeline.protocol
-    return digest_of({"net": net.digest_view(), "protocol": protocol.hash(pipeline.data), "seed": seed})[:12]
-
-
-def _trained(pipeline: KdPipeline, data: ImageData, net: Net, seed: int) -> nn.Module:
-    """A network trained on the labels by the teacher's protocol, once in a run."""
-    path = pipeline.run_path / "teachers" / f"{_identity(pipeline, net, seed)}.safetensors"
-    built = build(net, data.shape, data.num_classes, seed).to(data.mean.device)
-    if path.exists():
-        built.load_state_dict(load_file(path))
-        return built.eval()
-    protocol = pipeline.teacher_protocol or pipeline.protocol
-    _shown(f"teacher {net.arch}", seed)(PlainDistiller(built), data, protocol)
-    save_net(built, path)
-    return built.eval()
-
-
-def _students(pipeline: KdPipeline, data: ImageData, teacher: nn.Module, teacher_hash: str) -> list[dict[str, Any]]:
+def _students(trainings: Trainings, teacher: nn.Module, journal: Journal) -> list[Row]:
     """One row for each method and seed."""
-    identity = {
-        "student": pipeline.student.digest_view(),
-        "teacher": teacher_hash,
-        "protocol": pipeline.protocol.hash(pipeline.data),
-    }
     rows = []
-    with Journal(pipeline.run_path / "journal" / f"{digest_of(identity)[:16]}.jsonl") as journal:
-        for seed in pipeline.protocol.seeds:
-            for method in pipeline.methods:
-                key = digest_of({"method": method.digest_view(), "seed": seed})[:16]
-                if key not in journal:
-                    journal.append(key, **_train(pipeline, data, teacher, method, seed))
-                    journal.commit()
-                rows.append({**journal[key], "method": method.title, "seed": seed})
+    jobs = list(jobs_of(trainings.pipeline))
+    for number, job in enumerate(jobs, 1):
+        title = f"{number}/{len(jobs)} {job.method.title}, seed {job.seed}"
+        if job.key not in journal:
+            key = f"{identity_of(trainings)}-{job.key}"
+            stages = Stages(trainings.pipeline, key, title, job.seed)
+            journal.append(job.key, **_train(trainings, teacher, job, stages))
+            journal.commit()
+            stages.forget()
+            row = journal[job.key]
+            say(f"{title}: {row['seconds']:,.1f} s, validation {row['validation'][-1]:.2%}")
+        rows.append({**journal[job.key], "method": job.method.title, "seed": job.seed})
     return rows
 
 
-def _train(pipeline: KdPipeline, data: ImageData, teacher: nn.Module, method: Method, seed: int) -> dict[str, Any]:
-    started = time.monotonic()
-    lesson = Lesson(
-        data,
-        pipeline.protocol,
-        seed,
-        _shown(f"{method.title} {seed}", seed),
-        pipeline.student,
-        trained=lambda net, its_seed: _trained(pipeline, data, net, its_seed),
-        build=lambda net, its_seed: build(net, data.shape, data.num_classes, its_seed).to(data.mean.device),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = build(pipeline.student, data.shape, data.num_classes, seed).to(data.mean.device)
-        taught = method.teach(student, teacher, lesson)
-    seconds = time.monotonic() - started
-    save_net(taught.net, pipeline.run_path / "students" / f"{method.title}-{seed}.safetensors")
+def _train(trainings: Trainings, teacher: nn.Module, job: Job, stages: Stages) -> Row:
+    taught, seconds = trainings.teach(job.method, teacher, job.seed, stages)
+    name = f"{job.method.name}-{job.seed}-{digest_of({'key': stages.key})[:8]}.safetensors"
+    save_net(taught.net, trainings.pipeline.run_path / "students" / name)
     return {
-        "test": accuracy(taught.net, data.test),
         "validation": taught.history.validation,
         "loss": taught.history.loss,
-        "measures": taught.measures,
-        "parameters": sum(parameter.numel() for parameter in taught.net.parameters()),
-        "seconds": round(seconds, 2),
+        "parameters": num_parameters(taught.net),
+        "seconds": seconds,
+        "file": name,
+        **_measured(trainings, taught.net, taught.measures),
     }
 
 
-def _shown(what: str, seed: int) -> Train:
-    """The training loop with a progress bar."""
+def _measured(trainings: Trainings, net: nn.Module, measures: dict[str, float]) -> Row:
+    """The one look at the test part."""
+    from llmdistill.vision.measures import measures_of
 
-    def train(distiller: Distiller, data: ImageData, protocol: Protocol) -> History:
-        with progress(what, protocol.epochs) as bar:
-            return fit(distiller, data, protocol, seed, lambda _: bar.advance())
-
-    return train
-
-
-def save_net(net: nn.Module, path: Path) -> None:
-    """Save a network's weights as safetensors; the file appears whole or not at all."""
-    make_dir(path.parent)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, temporary)
-    temporary.rename(path)
+    pipeline = trainings.pipeline
+    more = measures_of(net, trainings.data, pipeline.measure, pipeline.attack)
+    return {"test": accuracy(net, trainings.data.test), "measures": {**measures, **more}}
