@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmdistill.errors import StageError
+from llmdistill.errors import ConfigError, StageError
 from llmdistill.run.failpoint import failpoint
 from llmdistill.run.progress import say
 from llmdistill.vision.augment import augmented
@@ -256,8 +256,15 @@ def _step(training: _Training, images: torch.Tensor, labels: torch.Tensor, proto
 
 
 def optimiser_of(distiller: Distiller, protocol: Protocol) -> torch.optim.Optimizer:
-    """The protocol's optimiser over what the distiller trains."""
+    """The protocol's optimiser over what the distiller trains.
+
+    Raises:
+        ConfigError: the student's parameters are frozen.
+    """
     parameters = list(distiller.trained())
+    if not parameters:
+        what = "no parameter of the student may be trained"
+        raise ConfigError(what, where="student", do="call requires_grad_(True) on it: a teacher's are frozen")
     if protocol.optimiser == "adamw":
         return torch.optim.AdamW(parameters, protocol.learning_rate, weight_decay=protocol.weight_decay)
     return torch.optim.SGD(

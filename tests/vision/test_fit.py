@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmdistill.errors import StageError
+from llmdistill.errors import ConfigError, StageError
 from llmdistill.vision.config import Net, Protocol
 from llmdistill.vision.data import ImageData, Part
 from llmdistill.vision.distiller import Distiller
@@ -232,6 +232,13 @@ def test_adapters_are_in_the_optimiser_and_the_teacher_is_not():
     (group,) = optimiser_of(distiller, PROTOCOL).param_groups
     chosen = {id(parameter) for parameter in group["params"]}
     assert chosen == {id(p) for net in (distiller.student, distiller.adapter) for p in net.parameters()}
+
+
+def test_a_student_that_was_a_teacher_before_is_told_to_be_frozen():
+    frozen = student()
+    ResponseDistiller(student(1), frozen, Response())
+    with pytest.raises(ConfigError, match="no parameter of the student may be trained"):
+        fit(PlainDistiller(frozen), small_data(), PROTOCOL, 0)
 
 
 def test_the_schedules_are_their_formulas():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import torch
@@ -25,9 +26,13 @@ def built(net: Net, seed: int = 0) -> torch.nn.Module:
     return build(net, digits().shape, digits().num_classes, seed)
 
 
-@cache
 def trained(net: Net, epochs: int = 8) -> torch.nn.Module:
-    """A network trained on the labels; whoever uses it leaves it as it is."""
+    """A network trained on the labels; a copy, for a distiller freezes its teacher."""
+    return copy.deepcopy(_trained(net, epochs))
+
+
+@cache
+def _trained(net: Net, epochs: int) -> torch.nn.Module:
     teacher = built(net)
     fit(PlainDistiller(teacher), digits(), Protocol(epochs=epochs), 0)
     return teacher.eval()

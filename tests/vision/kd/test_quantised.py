@@ -61,8 +61,9 @@ class TestStages:
         assert labels.teacher is None and labels.student(digits().test.images[:2]).shape == (2, 10)
 
     def test_with_start_teacher_both_stages_have_the_teacher(self):
-        first, second = recorded(Quantised(start="teacher"), trained(TEACHER))
-        assert first.teacher is second.teacher is trained(TEACHER)
+        teacher = trained(TEACHER)
+        first, second = recorded(Quantised(start="teacher"), teacher)
+        assert first.teacher is second.teacher is teacher
 
     def test_the_guide_may_be_the_float_network_itself(self):
         net = student()
