@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +18,7 @@ from llmdistill.report.charts import Chart, draw_all, draw_choice
 from llmdistill.report.compare import ROLES, conclude, groups
 from llmdistill.report.coverage import coverage_of, coverage_words
 from llmdistill.report.data import Example, JudgeRow, RunData, Sample, usages
+from llmdistill.report.html import render_page
 from llmdistill.report.traps import run_warnings
 from llmdistill.run.digest import flatten
 from llmdistill.run.manifest import Counts, Manifest, Usage
@@ -60,15 +60,11 @@ class Reply:
 
 def render(pipeline: Pipeline, data: RunData) -> str:
     """The whole page as HTML text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_clean, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
     filtered = data.manifests.get("filter")
     charts = draw_all(data, filtered.metrics.get("min_score") if filtered else None)
-    return environment.from_string(source).render(
+    return render_page(
+        __package__,
+        _TEMPLATE,
         **_head(pipeline, data),
         **_comparison(data),
         warnings=run_warnings(pipeline, data),
@@ -87,11 +83,6 @@ def render(pipeline: Pipeline, data: RunData) -> str:
         versions=_versions(data.manifests),
         settings=_settings(pipeline),
     )
-
-
-def _clean(value: Any) -> Any:
-    """What the template engine does to every value before it escapes it; our own charts pass as they are."""
-    return value if hasattr(value, "__html__") or not isinstance(value, str) else words.clean(value)
 
 
 _excerpt = partial(words.shorten, num_chars=_SAMPLE_CHARS)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from llmdistill.report import words
+from llmdistill.report.html import render_page
 from llmdistill.run.digest import flatten
 from llmdistill.run.files import write_text
 from llmdistill.vision.kd.methods import KdPipeline
@@ -70,15 +70,13 @@ def write_report(pipeline: KdPipeline, table: Row, teacher: Row, rows: Sequence[
 
 def render(pipeline: KdPipeline, table: Row, teacher: Row, rows: Sequence[Row]) -> str:
     """The whole page as HTML text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_clean, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files(__package__).joinpath("report.html").read_text("utf-8")
     asked = table["measures"]
-    return environment.from_string(source).render(
-        name=pipeline.name,
+    return render_page(
+        __package__,
+        "report.html",
+        language="en",
+        title="Distillation of images",
+        run_name=pipeline.name,
         facts=_facts(pipeline, table),
         conclusion=conclude(table),
         rows=[_cells(row) for row in table["rows"]],
@@ -93,10 +91,6 @@ def render(pipeline: KdPipeline, table: Row, teacher: Row, rows: Sequence[Row]) 
         width=WIDTH,
         height=HEIGHT,
     )
-
-
-def _clean(value: Any) -> Any:
-    return words.clean(value) if isinstance(value, str) else value
 
 
 def conclude(table: Row) -> str:
