@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Logits of a chunk, by kind of device: enough rows for the matrix products to run at full speed."""
 
+LEAST_ROWS = 192
+"""Targets in a chunk at least: each adds a gradient of the whole output layer, which must not outweigh its products."""
+
 VOCABULARY_BLOCK = 16_384
 """Rows of a weight gradient computed at once where it is summed in another dtype than it is computed in."""
 
@@ -38,7 +41,7 @@ def chunk_rows(vocab_size: int, device: torch.device, tensors: int = 1) -> int:
     Args:
         tensors: how many float32 tensors as large as the logits its work holds at once.
     """
-    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (4 * vocab_size * tensors))
+    return max(LEAST_ROWS, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (4 * vocab_size * tensors))
 
 
 def chunked_loss(hidden: Tensor, head: Head, work: Work, rows: int) -> tuple[Tensor, Tensor | None, Tensor | None]:

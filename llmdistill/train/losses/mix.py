@@ -66,7 +66,7 @@ def distillation_loss(
         head: the student's output layer.
         labels: [targets] token ids.
         teacher: its distribution at the same targets; None where `soft_weight` is 0.
-        chunk_rows: targets worked on at once; None is as many as fit `fused.CHUNK_BYTES`.
+        chunk_rows: targets worked on at once; None is `fused.chunk_rows`.
 
     Raises:
         ConfigError: draws of the teacher give no unbiased estimate of this divergence.
