@@ -1,4 +1,4 @@
-"""`llmdistill vision kd|search|dd`: distillation of image networks and of image data sets."""
+"""`llmdistill vision kd|search`: distillation of image networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from llmdistill.cli.options import AsJson, Overrides, PipelineFile, print_json
 
-app = typer.Typer(help="Distil image networks and image data sets.", rich_markup_mode=None)
+app = typer.Typer(help="Distil image networks.", rich_markup_mode=None)
 
 PlanOnly = Annotated[
     bool, typer.Option("--plan", help="Show what would be trained and how long it takes, without doing it.")
@@ -56,7 +56,7 @@ def search(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = Fal
 
 @app.callback()
 def vision() -> None:
-    """Distil image networks and image data sets."""
+    """Distil image networks."""
 
 
 def print_plan(plan: Any, as_json: bool) -> None:
@@ -115,13 +115,13 @@ def print_table(table: dict[str, Any]) -> None:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     from llmdistill.report.words import count, duration
+    from llmdistill.vision.kd.report import points, with_spread
 
-    spread = "" if row["test_sd"] is None else f" ± {100 * row['test_sd']:.2f}"
     known = row["gain_low"] is not None
     return [
-        f"{100 * row['test']:.2f}{spread}",
-        "" if row["gain"] is None else f"{100 * row['gain']:+.2f}",
-        f"{100 * row['gain_low']:+.2f} to {100 * row['gain_high']:+.2f}" if known else "",
+        with_spread(row["test"], row["test_sd"]),
+        "" if row["gain"] is None else points(row["gain"], "+"),
+        f"{points(row['gain_low'], '+')} to {points(row['gain_high'], '+')}" if known else "",
         duration(row["seconds"]),
         "" if row["times_plain"] is None else f"{row['times_plain']:.2f}",
         count(row["parameters"]),
@@ -171,5 +171,4 @@ def print_trials(result: dict[str, Any]) -> None:
     lines += [f"  {row['number'] + 1:>4}  {words_of(row)}" for row in result["rows"][:SHOWN_TRIALS]]
     compared = "" if by_hand is None else f", best set by hand {by_hand['validation']:.2%} ({by_hand['title']})"
     lines += [f"winner: trial {winner['number'] + 1}, validation {winner['validation']:.2%}{compared}", ""]
-    for line in lines:
-        Console().print(Text(printable(line)))
+    Console().print(Text("\n".join(map(printable, lines))))

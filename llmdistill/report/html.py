@@ -7,7 +7,8 @@ from typing import Any
 
 from llmdistill.report import words
 
-FRAME = "frame.html"
+SHARED = ("frame.html", "parts.html")
+"""What every page stands in, and pieces that pages are made of."""
 
 
 def render_page(package: str, template: str, **values: Any) -> str:
@@ -20,7 +21,7 @@ def render_page(package: str, template: str, **values: Any) -> str:
     import jinja2
 
     def source(name: str) -> str:
-        return resources.files(__package__ if name == FRAME else package).joinpath(name).read_text("utf-8")
+        return resources.files(__package__ if name in SHARED else package).joinpath(name).read_text("utf-8")
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(source),

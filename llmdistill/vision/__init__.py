@@ -1,5 +1,5 @@
-"""Images: knowledge distillation (`kd`) and dataset distillation (`dd`), a module beside the text stages.
+"""Images: knowledge distillation (`kd`), a module beside the text stages.
 
 `config` holds every setting, `data` reads images, `models` builds networks and gives their features, `augment`
-draws with a generator of its own, `fit` is the one training loop, `evaluate` measures.
+draws with a generator of its own, `fit` is the one training loop, `measures` measures.
 """

@@ -6,8 +6,6 @@ evaluation mode while it is attacked, and neither its gradients nor its batch st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import torch
@@ -16,6 +14,7 @@ from torch import nn
 
 from llmdistill.config.base import Positive, Settings
 from llmdistill.vision.data import ImageData, Part, batches
+from llmdistill.vision.models import evaluating
 
 
 class Attack(Settings):
@@ -89,18 +88,6 @@ def _slope(net: nn.Module, found: torch.Tensor, labels: torch.Tensor, pixels: Pi
         moving = found.detach().requires_grad_(True)
         loss = nn.functional.cross_entropy(net(pixels.normalised(moving)), labels, reduction="sum")
         return torch.autograd.grad(loss, moving)[0]
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module has its own mode again afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def robust_accuracy(

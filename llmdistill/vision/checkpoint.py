@@ -24,7 +24,6 @@ from torch import nn
 from llmdistill.errors import DamagedError
 from llmdistill.run.files import replacing
 from llmdistill.run.progress import say
-from llmdistill.vision.distiller import Distiller
 
 Tensors = dict[str, torch.Tensor]
 
@@ -97,29 +96,32 @@ def _digest(tensors: Tensors, text: str) -> str:
     return digest.hexdigest()
 
 
-def state_of(distiller: Distiller, optimiser: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """What a step changes, as tensors and as plain values: modules, optimiser, generators. Without the teacher."""
+def state_of(module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+    """What a step changes, as tensors and as plain values: modules, optimiser, and generators that modules hold.
+
+    A submodule called `teacher` is left out: it does not change.
+    """
     tensors: Tensors = {}
     values: dict[str, Any] = {}
 
     def put(name: str, value: Any) -> None:
         (tensors if isinstance(value, torch.Tensor) else values)[name] = value
 
-    for name, value in _learned(distiller).items():
-        put(f"distiller.{name}", value)
+    for name, value in _learned(module).items():
+        put(f"module.{name}", value)
     for number, state in optimiser.state_dict()["state"].items():
         for name, value in state.items():
             put(f"optimiser.{number}.{name}", value)
-    for name, generator in _generators(distiller).items():
+    for name, generator in _generators(module).items():
         put(f"generator.{name}", generator.get_state())
     put("random.cpu", torch.get_rng_state())
-    if _on_cuda(distiller):
+    if _on_cuda(module):
         put("random.cuda", torch.cuda.get_rng_state())
     return tensors, values
 
 
 def restore(
-    distiller: Distiller, optimiser: torch.optim.Optimizer, tensors: Tensors, values: dict[str, Any], where: Path
+    module: nn.Module, optimiser: torch.optim.Optimizer, tensors: Tensors, values: dict[str, Any], where: Path
 ) -> None:
     """Undo `state_of`.
 
@@ -128,28 +130,28 @@ def restore(
     """
     state: dict[str, Any] = {**tensors, **values}
     try:
-        _restore_modules(distiller, _below(state, "distiller"))
+        _restore_modules(module, _below(state, "module"))
         _restore_optimiser(optimiser, _below(state, "optimiser"))
-        for name, generator in _generators(distiller).items():
+        for name, generator in _generators(module).items():
             generator.set_state(state[f"generator.{name}"])
     except (RuntimeError, KeyError, ValueError) as error:
         advice = "remove it, then run the same command again"
         raise DamagedError(f"this checkpoint is of another network ({error})", where=where, do=advice) from error
     torch.set_rng_state(state["random.cpu"])
-    if _on_cuda(distiller):
+    if _on_cuda(module):
         torch.cuda.set_rng_state(state["random.cuda"])
 
 
-def _learned(distiller: Distiller) -> dict[str, Any]:
-    return {name: value for name, value in distiller.state_dict().items() if not name.startswith("teacher.")}
+def _learned(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.state_dict().items() if not name.startswith("teacher.")}
 
 
 def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}
 
 
-def _restore_modules(distiller: Distiller, saved: dict[str, Any]) -> None:
-    missing, unexpected = distiller.load_state_dict(saved, strict=False)
+def _restore_modules(module: nn.Module, saved: dict[str, Any]) -> None:
+    missing, unexpected = module.load_state_dict(saved, strict=False)
     other = [name for name in missing if not name.startswith("teacher.")] + unexpected
     if other:
         raise KeyError(other[0])
@@ -166,14 +168,14 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) 
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def _generators(distiller: nn.Module) -> dict[str, torch.Generator]:
+def _generators(module: nn.Module) -> dict[str, torch.Generator]:
     return {
         f"{name}.{attribute}": value
-        for name, module in distiller.named_modules()
+        for name, module in module.named_modules()
         for attribute, value in vars(module).items()
         if isinstance(value, torch.Generator)
     }
 
 
-def _on_cuda(distiller: nn.Module) -> bool:
-    return any(parameter.is_cuda for parameter in distiller.parameters())
+def _on_cuda(module: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())

@@ -18,8 +18,8 @@ from torch import nn
 
 from llmdistill.errors import DamagedError
 from llmdistill.run.files import write_bytes
-from llmdistill.vision.attacks import evaluating
 from llmdistill.vision.int8 import converted, fake_quantised, is_int8
+from llmdistill.vision.models import evaluating
 from llmdistill.vision.pruning import resize
 
 BATCH = 64

@@ -10,6 +10,17 @@ from torch import nn
 from llmdistill.errors import ConfigError
 
 
+def needed(teacher: nn.Module | None) -> nn.Module:
+    """The teacher, where a method cannot do without.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if teacher is None:
+        raise ConfigError("this method needs a teacher", where="teacher")
+    return teacher
+
+
 class Distiller(nn.Module):
     """A student that is taught. What is trained is the student and what the method adds, never the teacher.
 
@@ -42,10 +53,8 @@ class Distiller(nn.Module):
         Raises:
             ConfigError: there is no teacher.
         """
-        if self.teacher is None:
-            raise ConfigError("this method needs a teacher", where="teacher")
         with torch.no_grad():
-            return self.teacher(images)
+            return needed(self.teacher)(images)
 
     def terms(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Weighted terms of the loss, scalars whose sum is trained on.

@@ -20,7 +20,7 @@ from llmdistill.vision.checkpoint import Checkpoint, restore, state_of
 from llmdistill.vision.config import Protocol
 from llmdistill.vision.data import ImageData, Part, batches, bounds
 from llmdistill.vision.distiller import Distiller
-from llmdistill.vision.models import channels_last
+from llmdistill.vision.models import channels_last, evaluating
 
 _ADVICE = "lower protocol.learning_rate or the method's weights"
 
@@ -151,12 +151,8 @@ class _Training:
 
 def accuracy(net: nn.Module, part: Part, batch_size: int = 500) -> float:
     """Share of images whose greatest logit is that of their label; the network is in evaluation mode meanwhile."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    with torch.no_grad():
+    with evaluating(net), torch.no_grad():
         right = [(net(batch.images).argmax(-1) == batch.labels).sum() for batch in batches(part, batch_size, None)]
-    for module, mode in modes:
-        module.training = mode
     return float(torch.stack(right).sum() / len(part))
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from llmdistill.errors import ConfigError
-from llmdistill.vision.attacks import evaluating
+from llmdistill.vision.models import evaluating
 from llmdistill.vision.trace import called, graph_of, num_calls
 
 _INPUTS, _WEIGHTS = 255, 127

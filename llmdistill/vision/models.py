@@ -259,19 +259,13 @@ def features_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torc
             hook.remove()
 
 
-def embed(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """[N, d]: what the last linear layer is given.
-
-    Raises:
-        ConfigError: the network has no last linear layer by the name `classifier`.
-    """
-    last = getattr(net, "classifier", None)
-    if not isinstance(last, nn.Linear):
-        raise ConfigError("its last layer is not a linear one", where="arch", do="take convnet, resnet, vgg or mlp")
-    found: list[torch.Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; each module has its own mode again afterwards."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
     try:
-        net(images)
+        yield
     finally:
-        hook.remove()
-    return found[0]
+        for module, mode in modes:
+            module.training = mode

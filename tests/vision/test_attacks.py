@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 
-from llmdistill.vision.attacks import Attack, Pixels, attacked, evaluating, fgsm_attack, robust_accuracy
+from llmdistill.vision.attacks import Attack, Pixels, attacked, fgsm_attack, robust_accuracy
 from llmdistill.vision.config import Net
 from llmdistill.vision.data import Part
 from llmdistill.vision.fit import accuracy
 from llmdistill.vision.measures import measures_of
+from llmdistill.vision.models import evaluating
 from tests.vision.kd.lessons import digits, trained
 
 BATCH = Net(arch="convnet", width=8, depth=2, norm="batch")

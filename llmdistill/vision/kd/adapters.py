@@ -16,10 +16,10 @@ from torch import nn
 
 from llmdistill.config.base import NotNegative
 from llmdistill.errors import ConfigError
-from llmdistill.vision.distiller import Distiller
+from llmdistill.vision.distiller import Distiller, needed
 from llmdistill.vision.kd.base import Method
-from llmdistill.vision.kd.response import needed, response_loss
-from llmdistill.vision.models import feature_names, features_of
+from llmdistill.vision.kd.response import response_loss
+from llmdistill.vision.models import evaluating, feature_names, features_of
 
 Pair = tuple[str, str]
 """A layer of the student and one of the teacher, by the names of their modules."""
@@ -135,12 +135,8 @@ def example_maps(
 
 
 def _example_features(net: nn.Module, names: Sequence[str], example: torch.Tensor) -> list[torch.Tensor]:
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    with torch.no_grad(), features_of(net, names) as found:
+    with evaluating(net), torch.no_grad(), features_of(net, names) as found:
         net(example)
-    for module, mode in modes:
-        module.training = mode
     for name in names:
         feature = found.get(name)
         if not isinstance(feature, torch.Tensor) or feature.dim() not in (2, 3, 4):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -72,8 +73,12 @@ class Method(Settings):
     `against` names the row that its gain is over, `plain` where it is None: students that see other images than plain
     ones must be compared with such that see them too.
 
+    `can_be_timed` says whether a few steps tell how long the whole takes.
+
     A method of one stage gives `distiller`; one of several gives `teach` instead.
     """
+
+    can_be_timed: ClassVar[bool] = True
 
     name: str
     label: str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -54,6 +54,8 @@ class DataFree(Method):
         steps: gradient steps on each batch of `batch_size` images.
         statistics_weight, smooth_weight: of `statistics_loss`, summed over batch norms, and of `roughness`.
     """
+
+    can_be_timed: ClassVar[bool] = False  # its time lies before the training, in making images
 
     name: Literal["data_free"] = "data_free"
     images: Literal["inverted", "noise"] = "inverted"

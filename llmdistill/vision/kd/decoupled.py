@@ -134,4 +134,4 @@ class DecoupledDistiller(ResponseDistiller):
         """Soft and hard."""
         settings, logits = self.settings, self.student(images)
         soft = decoupled_loss(logits, self.taught(images), labels, settings.alpha, settings.beta, settings.temperature)
-        return self.weighted(self.warmed * soft, logits, labels)
+        return settings.weighted(self.warmed * soft, logits, labels)

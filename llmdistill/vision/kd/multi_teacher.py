@@ -18,9 +18,10 @@ from torch import nn
 from llmdistill.config.base import Seed
 from llmdistill.errors import ConfigError
 from llmdistill.vision.config import Net
+from llmdistill.vision.distiller import needed
 from llmdistill.vision.fit import accuracy
 from llmdistill.vision.kd.base import Lesson, Taught
-from llmdistill.vision.kd.response import ResponseDistiller, SoftAndHard, needed, precise, response_loss
+from llmdistill.vision.kd.response import ResponseDistiller, SoftAndHard, precise, response_loss
 
 
 def log_mean_probabilities(
@@ -166,4 +167,4 @@ class MultiTeacherDistiller(ResponseDistiller):
         logits, teacher_logits = self.student(images), self.taught(images)
         weights = confidence_weights(teacher_logits, labels) if self.settings.weighting == "confidence" else None
         soft = multi_teacher_loss(logits, teacher_logits, self.settings.temperature, weights)
-        return self.weighted(soft, logits, labels)
+        return self.settings.weighted(soft, logits, labels)

@@ -31,9 +31,6 @@ STEPS = 3
 FORWARD_SHARE = 1 / 3
 """Of a step, forward, backward and the gradients of the weights, which cost about the same, the forward pass."""
 
-UNMEASURED = ("data_free",)
-"""Methods whose time lies before the training, in making images."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -102,7 +99,7 @@ def teacher_seconds(trainings: Trainings) -> float:
 
 def method_seconds(trainings: Trainings, method: Method) -> float | None:
     """Of one training by a method with an untrained teacher, None where it cannot be told."""
-    if method.name in UNMEASURED:
+    if not method.can_be_timed:
         return None
     pipeline = trainings.pipeline
     teacher = trainings.build(pipeline.teacher, 0).eval()

@@ -12,11 +12,11 @@ from torch import nn
 
 from llmdistill.config.base import Positive
 from llmdistill.vision.config import Protocol
-from llmdistill.vision.distiller import Distiller
+from llmdistill.vision.distiller import Distiller, needed
 from llmdistill.vision.fit import History, accuracy
 from llmdistill.vision.kd.base import Lesson, Taught
 from llmdistill.vision.kd.plain import PlainDistiller
-from llmdistill.vision.kd.response import ResponseDistiller, SoftAndHard, needed, response_loss
+from llmdistill.vision.kd.response import ResponseDistiller, SoftAndHard, response_loss
 
 
 class Recovery(SoftAndHard):
@@ -71,11 +71,10 @@ class RecoveryDistiller(Distiller):
     def terms(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Soft and hard, or hard."""
         logits = self.student(images)
-        hard = nn.functional.cross_entropy(logits, labels)
         if self.teacher is None:
-            return {"hard": hard}
+            return {"hard": nn.functional.cross_entropy(logits, labels)}
         soft = response_loss(logits, self.taught(images), self.settings.temperature)
-        return {"soft": self.settings.soft_weight * soft, "hard": self.settings.hard_weight * hard}
+        return self.settings.weighted(soft, logits, labels)
 
 
 def finished(net: nn.Module, lesson: Lesson, histories: Sequence[History], measures: dict[str, float]) -> Taught:

@@ -126,7 +126,8 @@ def points(value: float | None, sign: str = "") -> str:
     return words.MISSING if value is None else f"{100 * value:{sign}.2f}"
 
 
-def _with_spread(value: float | None, sd: float | None, sign: str = "") -> str:
+def with_spread(value: float | None, sd: float | None, sign: str = "") -> str:
+    """`points`, and the standard deviation where it is known."""
     return points(value, sign) + ("" if sd is None or value is None else f" ± {points(sd)}")
 
 
@@ -134,8 +135,8 @@ def _cells(row: Row) -> list[str]:
     ends = [points(row[name], "+") for name in ("gain_low", "gain_high")]
     return [
         row["method"],
-        _with_spread(row["test"], row["test_sd"]),
-        words.MISSING if row["gain"] is None else _with_spread(row["gain"], row["gain_sd"], "+"),
+        with_spread(row["test"], row["test_sd"]),
+        words.MISSING if row["gain"] is None else with_spread(row["gain"], row["gain_sd"], "+"),
         words.MISSING if words.MISSING in ends else " to ".join(ends),
         words.duration(row["seconds"]),
         words.MISSING if row["times_plain"] is None else f"{row['times_plain']:.2f}",
@@ -228,7 +229,7 @@ def measure_words(name: str, value: Row | None) -> str:
     if value is None or words.number(value["mean"]) is None:
         return words.MISSING
     if name in ("fgsm", "pgd"):
-        return _with_spread(value["mean"], value["sd"])
+        return with_spread(value["mean"], value["sd"])
     if name == "bytes":
         return f"{value['mean']:,.0f}"
     if LATENCY.fullmatch(name):

@@ -10,7 +10,7 @@ from torch import nn
 
 from llmdistill.config.base import NotNegative
 from llmdistill.errors import ConfigError
-from llmdistill.vision.distiller import Distiller
+from llmdistill.vision.distiller import Distiller, needed
 from llmdistill.vision.kd.base import Method
 
 
@@ -49,17 +49,6 @@ def check_classes(student_logits: torch.Tensor, teacher_logits: torch.Tensor) ->
         )
 
 
-def needed(teacher: nn.Module | None) -> nn.Module:
-    """The teacher, where a method cannot do without.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if teacher is None:
-        raise ConfigError("this method needs a teacher", where="teacher")
-    return teacher
-
-
 class SoftAndHard(Method):
     """Settings of the methods whose loss is soft_weight * `response_loss` + hard_weight * cross-entropy."""
 
@@ -72,6 +61,11 @@ class SoftAndHard(Method):
         if self.soft_weight == self.hard_weight == 0:
             raise ValueError("soft_weight and hard_weight are both 0: there is nothing to learn")
         return self
+
+    def weighted(self, soft: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A soft term and the cross-entropy with the labels, each with its weight."""
+        hard = nn.functional.cross_entropy(precise(logits), labels)
+        return {"soft": self.soft_weight * soft, "hard": self.hard_weight * hard}
 
 
 class Response(SoftAndHard):
@@ -95,9 +89,4 @@ class ResponseDistiller(Distiller):
         """Soft and hard."""
         logits = self.student(images)
         soft = response_loss(logits, self.taught(images), self.settings.temperature)
-        return self.weighted(soft, logits, labels)
-
-    def weighted(self, soft: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A soft term and the cross-entropy with the labels, each with its weight."""
-        hard = nn.functional.cross_entropy(precise(logits), labels)
-        return {"soft": self.settings.soft_weight * soft, "hard": self.settings.hard_weight * hard}
+        return self.settings.weighted(soft, logits, labels)

@@ -13,9 +13,9 @@ from torch import nn
 
 from llmdistill.config.base import Fraction
 from llmdistill.vision.attacks import Attack, Pixels, attacked, robust_accuracy
-from llmdistill.vision.distiller import Distiller
+from llmdistill.vision.distiller import Distiller, needed
 from llmdistill.vision.kd.base import Lesson, Method, Taught
-from llmdistill.vision.kd.response import needed, response_loss
+from llmdistill.vision.kd.response import response_loss
 
 
 class Robust(Method):

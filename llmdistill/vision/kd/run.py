@@ -32,6 +32,7 @@ from llmdistill.vision.kd.plan import make_plan
 from llmdistill.vision.kd.report import write_report
 from llmdistill.vision.kd.table import table_of
 from llmdistill.vision.kd.trainings import CHECKPOINTS, Stages, Trainings, num_parameters
+from llmdistill.vision.measures import measures_of
 
 Row = dict[str, Any]
 
@@ -103,8 +104,6 @@ def _train(trainings: Trainings, teacher: nn.Module, job: Job, stages: Stages) -
 
 def _measured(trainings: Trainings, net: nn.Module, measures: dict[str, float]) -> Row:
     """The one look at the test part."""
-    from llmdistill.vision.measures import measures_of
-
     pipeline = trainings.pipeline
     more = measures_of(net, trainings.data, pipeline.measure, pipeline.attack)
     return {"test": accuracy(net, trainings.data.test), "measures": {**measures, **more}}
