@@ -91,3 +91,13 @@ def money(dollars: float | None) -> str:
 def setting(value: Any) -> str:
     """A config value as the pipeline file would have it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def points(value: float | None, sign: str = "") -> str:
+    """A share as percent, or a difference as points, two decimals."""
+    return MISSING if value is None else f"{100 * value:{sign}.2f}"
+
+
+def with_spread(value: float | None, sd: float | None, sign: str = "") -> str:
+    """`points`, and the standard deviation where it is known."""
+    return points(value, sign) + ("" if sd is None or value is None else f" ± {points(sd)}")

@@ -48,7 +48,7 @@ class Data(Settings):
 class Net(Settings):
     """A network. `width`, `depth` and `norm` None take the family's usual ones; `timm` names one of timm's models."""
 
-    arch: Literal["convnet", "resnet", "vgg", "mlp", "timm"] = "convnet"
+    arch: Literal["convnet", "resnet", "resnet18", "vgg", "mlp", "timm"] = "convnet"
     timm: str | None = None
     width: Positive | None = None
     depth: Positive | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from llmdistill.engines.models import choose_device
 from llmdistill.errors import ConfigError
 from llmdistill.vision.config import Data
 from llmdistill.vision.reading import Raw, read
@@ -57,6 +58,11 @@ class ImageData:
         """All parts on another device."""
         parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test", "mean", "std")}
         return replace(self, **parts)
+
+
+def load_on(settings: Data, device: str) -> ImageData:
+    """`load`, on a device as the user names it, `auto` among them."""
+    return load(settings).to(choose_device(device))
 
 
 def load(settings: Data) -> ImageData:

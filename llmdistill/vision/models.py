@@ -1,7 +1,7 @@
 """Networks that give logits, and their features by name through hooks.
 
 `ConvNet` is the network of the dataset-distillation papers (arXiv 2006.05929, appendix), `ResNet` the CIFAR form of
-arXiv 1512.03385 section 4.2, `VGG` the 11-layer form with one linear layer.
+arXiv 1512.03385 section 4.2 or ResNet-18, `VGG` the 11-layer form with one linear layer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def build(net: Net, shape: Shape, num_classes: int, seed: int) -> nn.Module:
         ConfigError: the images are too small for its depth, or timm has no such model.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not those of CUDA, which are not restored
         return channels_last(_FAMILIES[net.arch](net, shape, num_classes))
 
 
@@ -123,31 +123,45 @@ class _Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR form: depth 6n + 2 in three groups of `width`, 2 x `width` and 4 x `width` channels."""
+    """Groups of `layers[g]` residual blocks with `width` * 2^g channels; every group but the first halves the maps.
 
-    def __init__(self, shape: Shape, num_classes: int, width: int = 16, depth: int = 20, norm: str = "batch") -> None:
+    The CIFAR form has three groups of (depth - 2) / 6 blocks. ResNet-18 for small images, that of the
+    dataset-distillation papers, has four groups of two, width 64, and a first convolution without stride.
+    """
+
+    def __init__(
+        self, shape: Shape, num_classes: int, layers: Sequence[int], width: int = 16, norm: str = "batch"
+    ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            what = f"the CIFAR form of ResNet has depth 6n + 2, not {depth}"
-            raise ConfigError(what, where="depth", do="try 8 or 20")
         channels, height, side = shape
         stem_norm = _norm(norm, width, height * side)
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), stem_norm, nn.ReLU())
         self.blocks = nn.Sequential()
         before = width
-        for group in range(3):
-            after, layers = width * 2**group, []
+        for group, number_of_blocks in enumerate(layers):
+            after, blocks = width * 2**group, []
             if group:
                 height, side = -(-height // 2), -(-side // 2)
-            for number in range((depth - 2) // 6):
-                layers.append(_Residual(before, after, 2 if group and number == 0 else 1, norm, height * side))
+            for number in range(number_of_blocks):
+                blocks.append(_Residual(before, after, 2 if group and number == 0 else 1, norm, height * side))
                 before = after
-            self.blocks.append(nn.Sequential(*layers))
+            self.blocks.append(nn.Sequential(*blocks))
         self.classifier = nn.Linear(before, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, classes]."""
         return self.classifier(self.blocks(self.stem(images)).mean((2, 3)))
+
+
+def _cifar_resnet(shape: Shape, num_classes: int, depth: int = 20, **given: Any) -> ResNet:
+    if depth < 8 or (depth - 2) % 6:
+        what = f"the CIFAR form of ResNet has depth 6n + 2, not {depth}"
+        raise ConfigError(what, where="depth", do="try 8 or 20, or arch resnet18")
+    return ResNet(shape, num_classes, [(depth - 2) // 6] * 3, **given)
+
+
+def _resnet18(shape: Shape, num_classes: int, width: int = 64, **given: Any) -> ResNet:
+    return ResNet(shape, num_classes, (2, 2, 2, 2), width, **given)
 
 
 _VGG11 = ((1,), (2,), (4, 4), (8, 8), (8, 8))
@@ -215,7 +229,8 @@ def _try(net: nn.Module, shape: Shape, name: str) -> None:
 _FAMILIES = {
     "convnet": lambda net, shape, classes: ConvNet(shape, classes, **_given(net, "width", "depth", "norm")),
     "mlp": lambda net, shape, classes: MLP(shape, classes, **_given(net, "width", "depth")),
-    "resnet": lambda net, shape, classes: ResNet(shape, classes, **_given(net, "width", "depth", "norm")),
+    "resnet": lambda net, shape, classes: _cifar_resnet(shape, classes, **_given(net, "width", "depth", "norm")),
+    "resnet18": lambda net, shape, classes: _resnet18(shape, classes, **_given(net, "width", "norm")),
     "vgg": lambda net, shape, classes: VGG(shape, classes, **_given(net, "width", "norm")),
     "timm": _timm,
 }
@@ -257,6 +272,24 @@ def features_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torc
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def embed(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """[N, d]: what the last linear layer is given.
+
+    Raises:
+        ConfigError: the network has no last linear layer by the name `classifier`.
+    """
+    last = getattr(net, "classifier", None)
+    if not isinstance(last, nn.Linear):
+        raise ConfigError("its last layer is not a linear one", where="arch", do="take convnet, resnet, vgg or mlp")
+    found: list[torch.Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    try:
+        net(images)
+    finally:
+        hook.remove()
+    return found[0]
 
 
 @contextmanager

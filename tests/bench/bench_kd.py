@@ -1,4 +1,4 @@
-"""A distillation step against TRL's SFT step and TRL's GKD step: time and peak memory, as ratios in one run.
+"""A distillation step against TRL's SFT and GKD steps and DistillKit's: time and peak memory, as ratios in one run.
 
     OMP_NUM_THREADS=1 python -m tests.bench.bench_kd --vocabulary 49152 151936 --length 512 2048 --prompt 0 0.5
 
@@ -32,7 +32,7 @@ SHAPES: dict[int, dict[str, Any]] = {
     49_152: {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
     151_936: {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2},
 }
-VARIANTS = ("sft", "topk", "sampled", "online", "gkd")
+VARIANTS = ("sft", "topk", "sampled", "dense_topk", "online", "gkd")
 WARM_UP = 1
 K, DRAWS, DISTINCT = 32, 50, 24
 
@@ -132,11 +132,12 @@ def stored(case: Case, mode: Any, examples: list[Any], folder: Path) -> Any:
 
 
 def trainer_of(case: Case, variant: str, folder: Path) -> Any:
-    """A trainer as `llmdistill train` makes it, or TRL's GKD with the same settings."""
+    """A trainer as `llmdistill train` makes it, or another tool's with the same settings."""
     from llmdistill.config import Train
     from llmdistill.engines.models import find_model, load_tokenizer
     from llmdistill.signals.online import OnlineTeacher
     from llmdistill.train.trainers import kd_trainer, sft_trainer
+    from tests.bench.kd_peers import dense_topk_trainer, gkd_trainer
     from tests.tiny import save_tiny_model
 
     settings = Train(
@@ -157,38 +158,14 @@ def trainer_of(case: Case, variant: str, folder: Path) -> Any:
     if variant in ("topk", "sampled"):
         teacher = stored(case, variant, examples, folder / "signals")
         return kd_trainer(student, tokenizer, examples, teacher, settings, folder, seed=0)
+    if variant == "dense_topk":
+        return dense_topk_trainer(student, examples, settings, folder, K, case.vocabulary)
     model = model_of(case, 2 * case.layers, seed=2).eval()
     if variant == "online":
         teacher = OnlineTeacher(model, case.vocabulary)
         return kd_trainer(student, tokenizer, examples, teacher, settings, folder, seed=0)
-    return gkd_trainer(case, student, model, tokenizer, examples, settings, folder)
-
-
-def gkd_trainer(
-    case: Case, student: Any, teacher: Any, tokenizer: Any, examples: list[Any], settings: Any, folder: Path
-) -> Any:
-    """TRL's experimental trainer, on given text alone (lmbda 0); beta 0 is forward KL, 1 reverse, 0.5 JSD."""
-    from datasets import Dataset
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-    from llmdistill.train.arguments import common_arguments, one_device
-
-    rows = [
-        {"input_ids": each.prompt + each.target, "labels": [-100] * len(each.prompt) + each.target} for each in examples
-    ]
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}[case.divergence]
-    arguments = GKDConfig(
-        **common_arguments(settings, folder, 0), max_length=None, lmbda=0.0, beta=beta, temperature=1.0
-    )
-    return GKDTrainer(
-        model=student,
-        teacher_model=teacher,
-        args=one_device(arguments),
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
+    return gkd_trainer(student, model, tokenizer, examples, settings, folder, beta)
 
 
 def steps_of(trainer: Any) -> Callable[[], float]:

@@ -29,6 +29,8 @@ def num_parameters(net: nn.Module) -> int:
         # convolution with batch norm in both (16*32 + 64 and 32*64 + 128) makes 2,752 more.
         (Net(arch="resnet", depth=20), COLOUR, 269_722 + 2_752),
         (Net(arch="resnet", depth=56), COLOUR, 853_018 + 2_752),
+        # ResNet-18 for images of 32 x 32, as counted for resnet.py of github.com/kuangliu/pytorch-cifar.
+        (Net(arch="resnet18"), COLOUR, 11_173_962),
         # Convolutions of configuration A with biases (arXiv 1409.1556 table 1: 9,220,480), batch norm, 512 x 10 + 10.
         (Net(arch="vgg"), COLOUR, 9_220_480 + 2 * 2_752 + 5_130),
         (Net(arch="mlp", width=128, depth=2), GREY, 784 * 128 + 128 + 128 * 128 + 128 + 1290),
@@ -47,7 +49,15 @@ def test_the_convolutional_network_halves_its_maps_three_times_from_32():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("net", [Net(arch="convnet", width=20), Net(arch="resnet", depth=8), Net(arch="vgg", width=20)])
+@pytest.mark.parametrize(
+    "net",
+    [
+        Net(arch="convnet", width=20),
+        Net(arch="resnet", depth=8),
+        Net(arch="resnet18", width=4),
+        Net(arch="vgg", width=20),
+    ],
+)
 def test_every_norm_gives_finite_logits_and_gradients_everywhere(net: Net, norm: str):
     built = build(net.model_copy(update={"norm": norm}), COLOUR, 5, 0)
     logits = built(torch.randn(4, *COLOUR))
@@ -78,6 +88,14 @@ def test_a_residual_block_adds_its_input():
         block.conv2.weight.zero_()
         images = torch.rand(2, 16, 8, 8)
         assert torch.allclose(block(images), images)
+
+
+def test_resnet18_has_four_groups_each_with_maps_half_as_large():
+    net = build(Net(arch="resnet18", width=4), COLOUR, 10, 0)
+    with features_of(net, feature_names(net)) as found:
+        net(torch.zeros(2, *COLOUR))
+    sizes = [(2, 4, 32, 32), (2, 8, 16, 16), (2, 16, 8, 8), (2, 32, 4, 4)]
+    assert [tuple(feature.shape) for feature in found.values()] == sizes
 
 
 def test_features_are_what_the_blocks_give_and_hooks_are_gone_afterwards():
@@ -135,6 +153,8 @@ def test_the_memory_format_changes_no_logit_beyond_rounding():
         (Net(arch="resnet", depth=2), COLOUR, "depth 6n + 2, not 2"),
         (Net(arch="vgg", norm="instance"), (3, 16, 16), "instance norm makes a map of one pixel zero"),
         (Net(arch="resnet", depth=8, norm="instance"), (3, 4, 4), "instance norm makes a map of one pixel zero"),
+        (Net(arch="resnet18", norm="instance"), (3, 8, 8), "instance norm makes a map of one pixel zero"),
+        (Net(arch="resnet18", depth=20), COLOUR, "resnet18 has no depth"),
         (Net(arch="mlp", norm="batch"), COLOUR, "mlp has no norm"),
         (Net(arch="vgg", depth=11), COLOUR, "vgg has no depth"),
     ],

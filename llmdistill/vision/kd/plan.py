@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from llmdistill.engines.models import choose_device
 from llmdistill.report.words import duration
 from llmdistill.run.journal import Journal
 from llmdistill.vision.config import Net, Protocol
-from llmdistill.vision.data import ImageData, Part, load
+from llmdistill.vision.data import ImageData, Part, load_on
 from llmdistill.vision.distiller import Distiller
 from llmdistill.vision.fit import History, fit
 from llmdistill.vision.kd.base import Method
@@ -151,7 +150,7 @@ def _step_seconds(distiller: Distiller, data: ImageData, protocol: Protocol) -> 
 
 def plan_only(pipeline: KdPipeline) -> Plan:
     """The plan of a pipeline file; nothing is written."""
-    trainings = Trainings(pipeline, load(pipeline.data).to(choose_device(pipeline.protocol.device)))
+    trainings = Trainings(pipeline, load_on(pipeline.data, pipeline.protocol.device))
     path = journal_path(trainings)
     if not path.exists():
         return make_plan(trainings, set())

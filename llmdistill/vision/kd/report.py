@@ -5,9 +5,7 @@ Charts are drawn here as points of the template's own SVG; nothing is loaded fro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
@@ -15,44 +13,14 @@ from typing import Any
 
 from llmdistill.report import words
 from llmdistill.report.html import render_page
+from llmdistill.report.words import points, with_spread
 from llmdistill.run.digest import flatten
 from llmdistill.run.files import write_text
+from llmdistill.vision.charts import HEIGHT, WIDTH, Axis, axis_of
 from llmdistill.vision.kd.methods import KdPipeline
 from llmdistill.vision.kd.table import BASELINE, LATENCY
 
 Row = Mapping[str, Any]
-
-WIDTH, HEIGHT = 300.0, 150.0
-"""Of a chart's drawing area, in units of its view box."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A scale from `low` to `high`, with round ticks in it."""
-
-    low: float
-    high: float
-    ticks: list[float]
-
-    def place(self, value: float, length: float) -> float:
-        """Where a value lies on a line of a length."""
-        share = (value - self.low) / (self.high - self.low)
-        return round(length * min(max(share, 0.0), 1.0), 2)
-
-
-def axis_of(values: Sequence[float], num_ticks: int = 5) -> Axis:
-    """A scale that holds all values, its ends at ticks."""
-    low, high = min(values), max(values)
-    step = _round_up(max(high - low, 1e-3) / num_ticks)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    last = max(last, first + 1)
-    return Axis(first * step, last * step, [round(number * step, 6) for number in range(first, last + 1)])
-
-
-def _round_up(size: float) -> float:
-    """The next of 1, 2 and 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(size))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= size * (1 - 1e-9))
 
 
 def write_report(pipeline: KdPipeline, table: Row, teacher: Row, rows: Sequence[Row]) -> Path:
@@ -119,16 +87,6 @@ def _facts(pipeline: KdPipeline, table: Row) -> dict[str, str]:
         "Augmentation": ", ".join(pipeline.protocol.augment) or "none",
         "Seeds": ", ".join(map(str, table["seeds"])),
     }
-
-
-def points(value: float | None, sign: str = "") -> str:
-    """A share as percent, or a difference as points, two decimals."""
-    return words.MISSING if value is None else f"{100 * value:{sign}.2f}"
-
-
-def with_spread(value: float | None, sd: float | None, sign: str = "") -> str:
-    """`points`, and the standard deviation where it is known."""
-    return points(value, sign) + ("" if sd is None or value is None else f" ± {points(sd)}")
 
 
 def _cells(row: Row) -> list[str]:

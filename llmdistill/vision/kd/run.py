@@ -17,13 +17,12 @@ from typing import Any
 
 from torch import nn
 
-from llmdistill.engines.models import choose_device
 from llmdistill.run.digest import digest_of
 from llmdistill.run.files import make_dir, write_json
 from llmdistill.run.journal import Journal
 from llmdistill.run.lock import locked
 from llmdistill.run.progress import say
-from llmdistill.vision.data import load
+from llmdistill.vision.data import load_on
 from llmdistill.vision.deploy import save_net
 from llmdistill.vision.fit import accuracy
 from llmdistill.vision.kd.jobs import Job, done_in, identity_of, jobs_of, journal_path, measured_as
@@ -46,7 +45,7 @@ def run(pipeline: KdPipeline) -> dict[str, Any]:
     """
     with locked(pipeline.run_path):
         write_json(make_dir(pipeline.run_path) / "config.json", pipeline.model_dump(mode="json"))
-        trainings = Trainings(pipeline, load(pipeline.data).to(choose_device(pipeline.protocol.device)))
+        trainings = Trainings(pipeline, load_on(pipeline.data, pipeline.protocol.device))
         with Journal(journal_path(trainings)) as journal:
             for line in make_plan(trainings, done_in(trainings, journal)).lines():
                 say(line)
