@@ -27,7 +27,7 @@ def kd(pipeline: PipelineFile, set_: Overrides = None, plan: PlanOnly = False, a
 
     settings = load_as(KdPipeline, pipeline, set_ or [])
     if plan:
-        print_plan(plan_only(settings), as_json, "trainings")
+        print_plan(plan_only(settings), as_json)
         return
     table = run(settings)
     if as_json:
@@ -64,7 +64,7 @@ def dd(pipeline: PipelineFile, set_: Overrides = None, plan: PlanOnly = False, a
 
     settings = load_as(DdPipeline, pipeline, set_ or [])
     if plan:
-        print_plan(plan_only(settings), as_json, "sets")
+        print_plan(plan_only(settings), as_json)
         return
     table = run(settings)
     if as_json:

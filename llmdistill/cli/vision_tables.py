@@ -9,12 +9,8 @@ from llmdistill.cli.options import print_json
 SHOWN_TRIALS = 10
 
 
-def print_plan(plan: Any, as_json: bool, what: str) -> None:
-    """Each method's pieces of work and their time.
-
-    Args:
-        what: is counted, as the steps of the plan call it.
-    """
+def print_plan(plan: Any, as_json: bool) -> None:
+    """Each method's pieces of work and their time."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -28,11 +24,11 @@ def print_plan(plan: Any, as_json: bool, what: str) -> None:
         print_json({**asdict(plan), "seconds": plan.seconds})
         return
     shown = Table(box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(("method", what, "left", "time of one", "time left")):
+    for number, name in enumerate(("method", plan.what, "left", "time of one", "time left")):
         shown.add_column(name, justify="right" if number else "left", overflow="fold")
     for step in plan.steps:
         times = ("", "") if step.seconds is None else (duration(step.seconds), duration(step.left * step.seconds))
-        shown.add_row(Text(printable(step.name)), f"{getattr(step, what):,}", f"{step.left:,}", *times)
+        shown.add_row(Text(printable(step.name)), f"{step.number:,}", f"{step.left:,}", *times)
     shown.add_row("in all", "", f"{sum(step.left for step in plan.steps):,}", "", duration(plan.seconds))
     console = Console()
     console.print(Text(printable(f"plan of {plan.name}, protocol {plan.protocol} -> {plan.run_dir}")))

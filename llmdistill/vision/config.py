@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +11,18 @@ from pydantic import Field, model_validator
 from llmdistill.config.base import Execution, Fraction, NotNegative, Positive, Seed, Settings
 from llmdistill.run.digest import digest_of
 from llmdistill.vision.fingerprint import fingerprint
+
+
+def name_of(method: Any) -> str | None:
+    """The name that says which method an entry of a pipeline file is."""
+    return method.get("name") if isinstance(method, dict) else getattr(method, "name", None)
+
+
+def check_titles(titles: Sequence[str]) -> None:
+    """Raise a `ValueError` where two methods would have one row."""
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice:
+        raise ValueError(f"two methods are called {twice}: give them labels")
 
 
 class Data(Settings):
@@ -99,3 +113,16 @@ class Protocol(Settings):
     def hash(self, data: Data) -> str:
         """What identifies the protocol and the data it is applied to."""
         return digest_of({"protocol": self.digest_view(), "data": data.digest_view()})[:12]
+
+
+class Pipeline(Settings):
+    """What every pipeline file for images has."""
+
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=100)]
+    run_dir: str | None = None
+    data: Data = Data()
+
+    @property
+    def run_path(self) -> Path:
+        """The run directory."""
+        return Path(self.run_dir) if self.run_dir else Path("data") / "runs" / self.name

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from llmdistill.config.base import Execution, NotNegative, Positive, Seed, Settings
-from llmdistill.vision.config import Data, Net
+from llmdistill.config.base import Execution, NotNegative, Positive, Seed
+from llmdistill.vision.config import Net, Pipeline, check_titles, name_of
 from llmdistill.vision.dd.across import Across
 from llmdistill.vision.dd.base import Method
 from llmdistill.vision.dd.baselines import ClassMean, Herding, KMeans, Random
@@ -20,11 +19,6 @@ from llmdistill.vision.dd.protocol import Evaluation
 from llmdistill.vision.dd.tesla import Tesla
 from llmdistill.vision.dd.trajectory import Trajectory
 from llmdistill.vision.dd.unrolled import Unrolled
-
-
-def _name_of(value: Any) -> str | None:
-    return value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-
 
 AnyMethod = Annotated[
     Annotated[Random, Tag("random")]
@@ -40,7 +34,7 @@ AnyMethod = Annotated[
     | Annotated[Unrolled, Tag("dd")]
     | Annotated[Kip, Tag("kip")]
     | Annotated[LabelSolve, Tag("label_solve")],
-    Discriminator(_name_of),
+    Discriminator(name_of),
 ]
 
 
@@ -48,7 +42,7 @@ BASELINES = ("random", "class_mean", "herding", "k_means")
 """What stands in every table beside the methods that a pipeline file names."""
 
 
-class DdPipeline(Settings):
+class DdPipeline(Pipeline):
     """A data set, how small it shall become, and the methods that are compared under one protocol.
 
     Attributes:
@@ -62,9 +56,6 @@ class DdPipeline(Settings):
         fairness: train with class labels and with other augmentation too, to see what is due to them.
     """
 
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=100)]
-    run_dir: str | None = None
-    data: Data = Data()
     ipc: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 10)
     net: Net = Net()
     evaluation: Evaluation = Evaluation()
@@ -79,10 +70,7 @@ class DdPipeline(Settings):
 
     @model_validator(mode="after")
     def _one_row_each(self) -> DdPipeline:
-        titles = [method.title for method in self.compared]
-        twice = next((title for title in titles if titles.count(title) > 1), None)
-        if twice:
-            raise ValueError(f"two methods are called {twice}: give them labels")
+        check_titles([method.title for method in self.compared])
         return self
 
     @model_validator(mode="after")
@@ -105,8 +93,3 @@ class DdPipeline(Settings):
         named = {method.name for method in self.methods}
         missing = [name for name in BASELINES if self.baselines and name not in named]
         return (*(TypeAdapter(AnyMethod).validate_python({"name": name}) for name in missing), *self.methods)
-
-    @property
-    def run_path(self) -> Path:
-        """The run directory."""
-        return Path(self.run_dir) if self.run_dir else Path("data") / "runs" / self.name

@@ -7,10 +7,8 @@ that is trained on them. What a shape or a setting makes impossible is found her
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from llmdistill.report.words import duration
 from llmdistill.vision.config import Net
 from llmdistill.vision.data import ImageData, Part
 from llmdistill.vision.dd.artefact import DistilledDataset
@@ -19,51 +17,10 @@ from llmdistill.vision.dd.comparison import Comparison
 from llmdistill.vision.dd.evaluate import full_set, judge
 from llmdistill.vision.dd.jobs import Job
 from llmdistill.vision.dd.protocol import Evaluation
+from llmdistill.vision.plan import FORWARD_SHARE, Plan, Step
 
 EPOCHS = 6
 """Epochs that are timed."""
-
-FORWARD_SHARE = 1 / 3
-"""Of a step, forward, backward and the gradients of the weights, which cost about the same, the forward pass."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One row of the plan: a method at one size.
-
-    Attributes:
-        sets: in all, `left` of them still to do.
-        seconds: of making and judging one, None where that is not known before.
-    """
-
-    name: str
-    sets: int
-    left: int
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The sets of a run. `seconds` is what is left to do, without what is not known before."""
-
-    name: str
-    run_dir: str
-    protocol: str
-    steps: list[Step]
-
-    @property
-    def seconds(self) -> float:
-        """Time of all sets that are left."""
-        return sum(step.left * (step.seconds or 0.0) for step in self.steps)
-
-    def lines(self) -> Iterable[str]:
-        """The plan in a line; nothing when all is done."""
-        left = sum(step.left for step in self.steps)
-        if left:
-            total = sum(step.sets for step in self.steps)
-            unknown = [step.name for step in self.steps if step.left and step.seconds is None]
-            besides = f", and {', '.join(unknown)}" if unknown else ""
-            yield f"{left} of {total} sets to do, about {duration(self.seconds)}{besides} -> {self.run_dir}"
 
 
 def make_plan(comparison: Comparison) -> Plan:
@@ -87,7 +44,7 @@ def make_plan(comparison: Comparison) -> Plan:
     if pipeline.baselines:
         steps.append(_full_step(comparison))
     protocol = pipeline.evaluation.hash(pipeline.data, pipeline.net, pipeline.zca)
-    return Plan(pipeline.name, str(pipeline.run_path), protocol, steps)
+    return Plan(pipeline.name, str(pipeline.run_path), protocol, "sets", steps)
 
 
 def _full_step(comparison: Comparison) -> Step:

@@ -22,9 +22,10 @@ from llmdistill.run.progress import say
 from llmdistill.vision.data import load_on
 from llmdistill.vision.dd.comparison import JOURNAL, Comparison
 from llmdistill.vision.dd.methods import DdPipeline
-from llmdistill.vision.dd.plan import Plan, make_plan
+from llmdistill.vision.dd.plan import make_plan
 from llmdistill.vision.dd.sets import CHECKPOINTS, Sets
 from llmdistill.vision.dd.whitening import whitened
+from llmdistill.vision.plan import Plan
 
 
 def run(pipeline: DdPipeline) -> dict[str, Any]:

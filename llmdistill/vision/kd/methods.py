@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from llmdistill.config.base import Settings
 from llmdistill.vision.attacks import Attack
-from llmdistill.vision.config import Data, Net, Protocol
+from llmdistill.vision.config import Net, Pipeline, Protocol, check_titles, name_of
 from llmdistill.vision.kd.assistant import Assistant
 from llmdistill.vision.kd.attention import Attention
 from llmdistill.vision.kd.born_again import BornAgain
@@ -28,11 +26,6 @@ from llmdistill.vision.kd.quantised import Quantised
 from llmdistill.vision.kd.relational import Relational
 from llmdistill.vision.kd.response import Response
 from llmdistill.vision.kd.robust import Robust
-
-
-def _name_of(value: Any) -> str | None:
-    return value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-
 
 AnyMethod = Annotated[
     Annotated[Plain, Tag("plain")]
@@ -53,20 +46,17 @@ AnyMethod = Annotated[
     | Annotated[Quantised, Tag("quantised")]
     | Annotated[Pruned, Tag("pruned")]
     | Annotated[Robust, Tag("robust")],
-    Discriminator(_name_of),
+    Discriminator(name_of),
 ]
 
 
-class KdPipeline(Settings):
+class KdPipeline(Pipeline):
     """One student, its teacher, and the methods that are compared under one protocol.
 
     `teacher_protocol` None trains the teacher as the students are, with the first seed. `measure` names what every
     network is measured for beside its test accuracy; `attack` is that of `pgd`, and `fgsm` is one step of its `eps`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=100)]
-    run_dir: str | None = None
-    data: Data = Data()
     student: Net
     teacher: Net
     protocol: Protocol = Protocol()
@@ -77,10 +67,7 @@ class KdPipeline(Settings):
 
     @model_validator(mode="after")
     def _one_row_each(self) -> KdPipeline:
-        titles = [method.title for method in self.methods]
-        twice = next((title for title in titles if titles.count(title) > 1), None)
-        if twice:
-            raise ValueError(f"two methods are called {twice}: give them labels")
+        check_titles([method.title for method in self.methods])
         return self
 
     @model_validator(mode="after")
@@ -90,8 +77,3 @@ class KdPipeline(Settings):
         if unknown:
             raise ValueError(f"no method is called {unknown}, so no gain can be against it")
         return self
-
-    @property
-    def run_path(self) -> Path:
-        """The run directory."""
-        return Path(self.run_dir) if self.run_dir else Path("data") / "runs" / self.name

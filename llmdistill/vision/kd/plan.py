@@ -7,12 +7,10 @@ before anything is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
-from llmdistill.report.words import duration
 from llmdistill.run.journal import Journal
 from llmdistill.vision.config import Net, Protocol
 from llmdistill.vision.data import ImageData, Part, load_on
@@ -23,51 +21,10 @@ from llmdistill.vision.kd.jobs import done_in, jobs_of, journal_path
 from llmdistill.vision.kd.methods import KdPipeline
 from llmdistill.vision.kd.plain import PlainDistiller
 from llmdistill.vision.kd.trainings import Trainings, taught
+from llmdistill.vision.plan import FORWARD_SHARE, Plan, Step
 
 STEPS = 3
 """Steps that are timed."""
-
-FORWARD_SHARE = 1 / 3
-"""Of a step, forward, backward and the gradients of the weights, which cost about the same, the forward pass."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One row of the plan.
-
-    Attributes:
-        trainings: in all, `left` of them still to do.
-        seconds: of one training, None where that is not known before.
-    """
-
-    name: str
-    trainings: int
-    left: int
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The trainings of a run. `seconds` is what is left to do, without what is not known before."""
-
-    name: str
-    run_dir: str
-    protocol: str
-    steps: list[Step]
-
-    @property
-    def seconds(self) -> float:
-        """Time of all trainings that are left."""
-        return sum(step.left * (step.seconds or 0.0) for step in self.steps)
-
-    def lines(self) -> Iterable[str]:
-        """The plan in a line; nothing when all is done."""
-        left = sum(step.left for step in self.steps)
-        if left:
-            total = sum(step.trainings for step in self.steps)
-            unknown = [step.name for step in self.steps if step.left and step.seconds is None]
-            besides = f", and {', '.join(unknown)}" if unknown else ""
-            yield f"{left} of {total} trainings to do, about {duration(self.seconds)}{besides} -> {self.run_dir}"
 
 
 def make_plan(trainings: Trainings, done: set[str]) -> Plan:
@@ -85,7 +42,7 @@ def make_plan(trainings: Trainings, done: set[str]) -> Plan:
         seconds = method_seconds(trainings, method) if left else None
         steps.append(Step(method.title, len(pipeline.protocol.seeds), left, seconds))
     protocol = pipeline.protocol.hash(pipeline.data)
-    return Plan(pipeline.name, str(pipeline.run_path), protocol, steps)
+    return Plan(pipeline.name, str(pipeline.run_path), protocol, "trainings", steps)
 
 
 def teacher_seconds(trainings: Trainings) -> float:
