@@ -42,7 +42,7 @@ class ExpertSettings(Settings):
 
     Attributes:
         number: more of them later are added to those that are there.
-        augment: one operation of these is drawn for each batch.
+        strategy: one operation of these is drawn for each batch.
     """
 
     number: Positive = 100
@@ -51,7 +51,7 @@ class ExpertSettings(Settings):
     momentum: Fraction = 0.0
     weight_decay: NotNegative = 0.0
     batch_size: Positive = 256
-    augment: tuple[Operation, ...] = STRATEGY
+    strategy: tuple[Operation, ...] = STRATEGY
     seed: Seed = 0
 
 
@@ -188,7 +188,7 @@ class _Training:
         """An epoch, or `most` steps of it; gives their number."""
         steps = 0
         for batch in batches(self.part, self.settings.batch_size, self.generator):
-            images = transformed(batch.images, draw(self.generator, self.settings.augment))
+            images = transformed(batch.images, draw(self.generator, self.settings.strategy))
             self.optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(nn.functional.cross_entropy(self.net(images), batch.labels))
             self.optimiser.step()

@@ -17,7 +17,7 @@ class Redrawn:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self._net = self._built().to(task.device).requires_grad_(False)
+        self._net = self._built().to(task.data.train.images).requires_grad_(False)  # device and dtype
         # Weights are drawn in the order in which they lie in memory, which is that of a new module here.
         self._drawn = self._built()
         for parameter in self._drawn.parameters():

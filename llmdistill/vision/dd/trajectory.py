@@ -35,8 +35,8 @@ STEP_SIZES = (1e-6, 10.0)
 CI: dict[int | None, dict[str, Any]] = {
     None: {
         "iterations": 100, "learning_rate": 30.0, "steps": 10, "expert_epochs": 1, "max_start": 8,
-        "step_size": 0.05, "step_size_learning_rate": 1e-4, "augment": (),
-        "experts": {"number": 4, "epochs": 10, "learning_rate": 0.05, "batch_size": 64, "augment": ()},
+        "step_size": 0.05, "step_size_learning_rate": 1e-4, "strategy": (),
+        "experts": {"number": 4, "epochs": 10, "learning_rate": 0.05, "batch_size": 64, "strategy": ()},
     },
     1: {"learning_rate": 10.0},
 }  # fmt: skip
@@ -126,7 +126,7 @@ class Trajectory(Method):
         max_start: a start is one of the expert's first so many epochs.
         step_size, step_size_learning_rate: where the learned step size begins, and how fast it changes.
         batch_size: images of a step; None takes all of them.
-        augment: one operation of these is drawn for each step.
+        strategy: one operation of these is drawn for each step.
     """
 
     presets: ClassVar[Presets] = {
@@ -156,7 +156,7 @@ class Trajectory(Method):
     step_size: Annotated[float, Field(ge=STEP_SIZES[0], le=STEP_SIZES[1])] = 0.001
     step_size_learning_rate: Annotated[float, Field(ge=0.0)] = 1e-5
     batch_size: Positive | None = None
-    augment: tuple[Operation, ...] = STRATEGY
+    strategy: tuple[Operation, ...] = STRATEGY
     experts: ExpertSettings = ExpertSettings()
 
     @model_validator(mode="after")
@@ -235,7 +235,7 @@ class TrajectoryDistillation(Distillation):
         while len(places) < self.settings.steps:
             order = torch.randperm(number, generator=self.generator)
             places += torch.split(order, self.settings.batch_size or number)
-        draws = [draw(self.generator, self.settings.augment) for _ in range(self.settings.steps)]
+        draws = [draw(self.generator, self.settings.strategy) for _ in range(self.settings.steps)]
         return list(zip([some.to(self.task.device) for some in places], draws, strict=False))
 
     def matched(

@@ -49,7 +49,7 @@ def test_every_snapshot_has_its_own_storage_and_shows_its_own_epoch():
 
 
 def test_a_trajectory_is_that_of_plain_training():
-    plain = SETTINGS.model_copy(update={"augment": (), "batch_size": 65})
+    plain = SETTINGS.model_copy(update={"strategy": (), "batch_size": 65})
     trajectory = train_expert(task(None), plain, 1)
     part = small_data().train
     net = build(NET, (3, 8, 8), 3, 0)

@@ -17,7 +17,7 @@ from tests.vision.dd.references_mtt import unrolled_loss
 from tests.vision.dd.test_trajectory import EXPERTS, problem
 from tests.vision.images import small_data
 
-SETTINGS = Tesla(iterations=3, learning_rate=1.0, steps=3, expert_epochs=1, max_start=3, experts=EXPERTS, augment=())
+SETTINGS = Tesla(iterations=3, learning_rate=1.0, steps=3, expert_epochs=1, max_start=3, experts=EXPERTS, strategy=())
 
 
 def matched(net, start, target, batches, step_size: float):
@@ -106,7 +106,7 @@ def distillation(folder: Path, **changes: object):
 
 def test_an_iteration_changes_images_and_step_size_and_draws_nothing_global(tmp_path: Path):
     before = torch.get_rng_state()
-    made = distillation(tmp_path, augment=("scale", "color"), batch_size=4)
+    made = distillation(tmp_path, strategy=("scale", "color"), batch_size=4)
     images, step_size = made.synthesiser.images.detach().clone(), made.step_size
     made.iterate()
     assert float(made.synthesiser.images.grad.abs().max()) > 0

@@ -100,7 +100,7 @@ def test_an_iteration_gives_the_images_a_gradient_and_changes_them(tmp_path: Pat
 
 
 def test_the_gradients_of_an_iteration_are_those_of_its_loss(tmp_path: Path):
-    made = distillation(tmp_path, SETTINGS.model_copy(update={"augment": ("scale",), "batch_size": 4}))
+    made = distillation(tmp_path, SETTINGS.model_copy(update={"strategy": ("scale",), "batch_size": 4}))
     (start, target), chosen = made.ends(), made.chosen()
     made.synthesiser.images.grad = None
     loss, by_step_size = made.matched(start, target, chosen, 0.1)
