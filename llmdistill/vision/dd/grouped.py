@@ -11,6 +11,8 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from llmdistill.vision.dd.planes import Planes
+
 Tensors = dict[str, torch.Tensor]
 
 CLASSES_AT_ONCE = 10
@@ -33,7 +35,8 @@ def class_gradients(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     def loss(weights: Tensors, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy(functional_call(net, {**weights, **others}, (images,)), labels)
 
-    found: Tensors = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=at_once)(weights, images, labels)
+    with Planes():
+        found: Tensors = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=at_once)(weights, images, labels)
     return found
 
 
@@ -52,7 +55,7 @@ def _mean_gradient(
 ) -> tuple[torch.Tensor, ...]:
     sums = [torch.zeros_like(weight) for weight in weights]
     for some, their in zip(*(torch.split(each, IMAGES_AT_ONCE) for each in (images, labels)), strict=True):
-        with torch.enable_grad():
+        with torch.enable_grad(), Planes():
             loss = cross_entropy(net(some), their, reduction="sum")
         found = torch.autograd.grad(loss, weights)
         torch._foreach_add_(sums, found)

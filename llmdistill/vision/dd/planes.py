@@ -16,15 +16,15 @@ from torch.overrides import TorchFunctionMode
 
 
 class Planes(TorchFunctionMode):
-    """Inside the block, convolutions and average poolings on a CPU are done plane by plane; on a GPU nothing changes."""
+    """Inside the block, convolutions and average poolings on a CPU go plane by plane; on a GPU nothing changes."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is functional.conv2d and args[0].device.type == "cpu":
+        if func is functional.conv2d and len(args) > 1 and args[0].device.type == "cpu":
             return func(args[0].contiguous(), args[1].contiguous(), *args[2:], **kwargs)
-        if func is functional.avg_pool2d and args[0].device.type == "cpu" and _halves(*args, **kwargs):
+        if func is functional.avg_pool2d and args and args[0].device.type == "cpu" and _halves(*args, **kwargs):
             return _halved(args[0])
         return func(*args, **kwargs)
 

@@ -34,11 +34,10 @@ STEP_SIZES = (1e-6, 10.0)
 
 CI: dict[int | None, dict[str, Any]] = {
     None: {
-        "iterations": 100, "learning_rate": 30.0, "steps": 10, "expert_epochs": 1, "max_start": 8,
+        "iterations": 100, "learning_rate": 10.0, "steps": 10, "expert_epochs": 1, "max_start": 8,
         "step_size": 0.05, "step_size_learning_rate": 1e-4, "strategy": (),
         "experts": {"number": 4, "epochs": 10, "learning_rate": 0.05, "batch_size": 64, "strategy": ()},
     },
-    1: {"learning_rate": 10.0},
 }  # fmt: skip
 """For small grey images and an MLP."""
 
