@@ -1,16 +1,15 @@
-"""What needs no distillation, always in the table: random images, class means, herding, k-means, and the whole data."""
+"""What needs no distillation, always in the table: random images, class means, herding and k-means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from llmdistill.config.base import Positive
 from llmdistill.vision.config import Protocol
 from llmdistill.vision.data import bounds
-from llmdistill.vision.dd.artefact import DistilledDataset
 from llmdistill.vision.dd.base import Distillation, Method, Task
 from llmdistill.vision.models import embed, evaluating
 
@@ -105,15 +104,6 @@ class AsItBegins(Distillation):
     def iterate(self) -> float:
         """Nothing to do."""
         return 0.0
-
-
-def full(task: Task, provenance: dict[str, Any]) -> DistilledDataset:
-    """The whole training part as a set, the upper bound of every method."""
-    data, part = task.data, task.data.train
-    return DistilledDataset(
-        part.images, part.labels, data.mean, data.std, data.num_classes, part.images.numel(),
-        provenance=provenance, whitening=task.whitening,
-    )  # fmt: skip
 
 
 def chosen(task: Task, features: torch.Tensor, choose: Choose) -> torch.Tensor:

@@ -17,10 +17,8 @@ from llmdistill.vision.config import Net
 from llmdistill.vision.data import ImageData, Part
 from llmdistill.vision.dd.artefact import DistilledDataset
 from llmdistill.vision.dd.protocol import Evaluation
-from llmdistill.vision.dd.training import label_loss, train_on
+from llmdistill.vision.dd.training import train_on
 from llmdistill.vision.fit import accuracy
-
-__all__ = ["Judgement", "judge", "label_loss", "train_on"]
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,13 @@ class Inner:
         """[n, classes]."""
         found: torch.Tensor = functional_call(self.net, dict(zip(self.names, parameters, strict=True)), (images,))
         return found
+
+
+def descended(parameters: Parameters, gradient: Parameters, step_size: float) -> Parameters:
+    """One step of gradient descent."""
+    return [torch.sub(one, other, alpha=step_size) for one, other in zip(parameters, gradient, strict=True)]
+
+
+def dot(one: Parameters, other: Parameters) -> torch.Tensor:
+    """The inner product of two vectors of parameters."""
+    return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(one, other, strict=True)]).sum()

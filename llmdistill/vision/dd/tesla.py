@@ -18,7 +18,7 @@ from llmdistill.config.base import Positive
 from llmdistill.vision.dd.artefact import DistilledDataset
 from llmdistill.vision.dd.base import Distillation, Presets, Task, seconds_of_iteration
 from llmdistill.vision.dd.experts import Experts, experts_of, seconds_of_experts
-from llmdistill.vision.dd.inner import Inner
+from llmdistill.vision.dd.inner import Inner, descended
 from llmdistill.vision.dd.siamese import Drawn, transformed
 from llmdistill.vision.dd.trajectory import (
     CI,
@@ -26,7 +26,6 @@ from llmdistill.vision.dd.trajectory import (
     Trajectory,
     TrajectoryDistillation,
     Untrained,
-    descended,
     distance,
 )
 

@@ -21,7 +21,7 @@ from llmdistill.errors import StageError
 from llmdistill.vision.dd.artefact import DistilledDataset
 from llmdistill.vision.dd.base import Distillation, Method, Presets, Task, seconds_of_iteration
 from llmdistill.vision.dd.experts import Experts, ExpertSettings, experts_of, flattened, seconds_of_experts
-from llmdistill.vision.dd.inner import Inner, Parameters
+from llmdistill.vision.dd.inner import Inner, descended, dot
 from llmdistill.vision.dd.siamese import STRATEGY, Drawn, Operation, draw, transformed
 from llmdistill.vision.models import build
 
@@ -97,16 +97,6 @@ def trajectory_match(
         by_images.append(-step_size * its_images)
         cotangent = descended(cotangent, by_parameters, step_size)
     return Match(loss, by_images[::-1], by_step_size)
-
-
-def descended(parameters: Parameters, gradient: Parameters, step_size: float) -> Parameters:
-    """One step of gradient descent."""
-    return [torch.sub(one, other, alpha=step_size) for one, other in zip(parameters, gradient, strict=True)]
-
-
-def dot(one: Parameters, other: Parameters) -> torch.Tensor:
-    """The inner product of two vectors of parameters."""
-    return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(one, other, strict=True)]).sum()
 
 
 class Trajectory(Method):

@@ -8,18 +8,18 @@ steps: accuracies of networks that are trained by them are called `own_schedule`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
-from torch.func import functional_call
 
 from llmdistill.config.base import Fraction, Positive, Seed
 from llmdistill.errors import InputError, StageError
 from llmdistill.vision.dd.base import Distillation, Method, Presets, Task
+from llmdistill.vision.dd.inner import Inner, Parameters, descended, dot
 from llmdistill.vision.fit import accuracy
 from llmdistill.vision.models import build
 
@@ -28,66 +28,46 @@ if TYPE_CHECKING:
     from llmdistill.vision.data import ImageData, Part
     from llmdistill.vision.dd.artefact import DistilledDataset
 
-Weights = Sequence[torch.Tensor]
-Loss = Callable[[Weights, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of weights, images [N, C, H, W] and labels [N]: a scalar."""
-
 
 def descent(
-    loss: Loss, start: Weights, images: torch.Tensor, labels: torch.Tensor, rates: torch.Tensor
-) -> list[Weights]:
-    """The weights before, between and after steps of gradient descent, without a graph.
+    inner: Inner, start: Parameters, images: torch.Tensor, labels: torch.Tensor, rates: torch.Tensor
+) -> list[Parameters]:
+    """The parameters before, between and after steps of gradient descent, without a graph.
 
     Args:
         images: [k, N, C, H, W]; step t is on images[t mod k].
         labels: [N], of every step.
         rates: [T] step sizes.
     """
-    trajectory: list[Weights] = [[weight.detach() for weight in start]]
-    for step, rate in enumerate(rates.detach()):
-        weights = [weight.requires_grad_() for weight in trajectory[-1]]
-        slopes = torch.autograd.grad(
-            loss(weights, images[step % len(images)].detach(), labels), weights, materialize_grads=True
-        )
-        trajectory.append([weight.detach() - rate * slope for weight, slope in zip(weights, slopes, strict=True)])
+    trajectory = [[some.detach() for some in start]]
+    for step, rate in enumerate(rates.tolist()):
+        gradient = inner.gradient(trajectory[-1], images[step % len(images)], labels)
+        trajectory.append(descended(trajectory[-1], gradient, rate))
     return trajectory
 
 
 def sweep(
-    loss: Loss,
-    trajectory: Sequence[Weights],
+    inner: Inner,
+    trajectory: Sequence[Parameters],
     images: torch.Tensor,
     labels: torch.Tensor,
     rates: torch.Tensor,
-    slopes: Weights,
+    cotangent: Parameters,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients by images and step sizes, of what has the gradients `slopes` by the last weights of a `descent`.
+    """Gradients by images and step sizes, of what has the gradient `cotangent` by the last parameters of a `descent`.
 
     It goes backwards and makes the graph of one step at a time, so that memory does not grow with the number of steps
-    but for the weights, as in the paper's code.
+    but for the parameters, as in the paper's code.
     """
     by_images, by_rates = torch.zeros_like(images), torch.zeros_like(rates)
-    for step in reversed(range(len(rates))):
-        place = step % len(images)
-        weights = [weight.detach().requires_grad_() for weight in trajectory[step]]
-        batch, rate = images[place].detach().requires_grad_(), rates[step].detach().requires_grad_()
-        its = torch.autograd.grad(loss(weights, batch, labels), weights, create_graph=True, materialize_grads=True)
-        after = [weight - rate * slope for weight, slope in zip(weights, its, strict=True)]
-        *slopes, by_batch, by_rate = torch.autograd.grad(after, [*weights, batch, rate], slopes, materialize_grads=True)
-        by_images[place] += by_batch
-        by_rates[step] = by_rate
+    for number, rate in reversed(list(enumerate(rates.tolist()))):
+        place = number % len(images)
+        step = inner.step(trajectory[number], images[place], labels)
+        by_rates[number] = -dot(cotangent, step.gradient)
+        by_parameters, by_batch = step.pulled(cotangent)
+        by_images[place] -= rate * by_batch
+        cotangent = descended(cotangent, by_parameters, rate)
     return by_images, by_rates
-
-
-def loss_of(net: nn.Module) -> Loss:
-    """The cross-entropy of a network by its weights, in the order of `net.parameters()`."""
-    names = [name for name, _ in net.named_parameters()]
-
-    def loss(weights: Weights, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(net, dict(zip(names, weights, strict=True)), (images,))
-        return nn.functional.cross_entropy(logits, labels)
-
-    return loss
 
 
 def in_steps(images: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -105,7 +85,7 @@ def train_by_schedule(net: nn.Module, dataset: DistilledDataset, device: torch.d
         raise StageError("the set has no step sizes of its own", do="train on it by a protocol")
     images = in_steps(dataset.images.to(device), dataset.num_classes)
     labels = torch.arange(dataset.num_classes, device=device)
-    last = descent(loss_of(net), list(net.parameters()), images, labels, dataset.schedule.to(device))[-1]
+    last = descent(Inner(net), list(net.parameters()), images, labels, dataset.schedule.to(device))[-1]
     with torch.no_grad():
         for parameter, weight in zip(net.parameters(), last, strict=True):
             parameter.copy_(weight)
@@ -213,12 +193,13 @@ class UnrolledDistillation(Distillation):
     def _slopes(self, images: torch.Tensor, rates: torch.Tensor) -> tuple[float, tuple[torch.Tensor, torch.Tensor]]:
         """The trained network's loss on real images, and its gradients by the set's images and step sizes."""
         net = self._net()
-        loss, labels = loss_of(net), torch.arange(self.task.data.num_classes, device=images.device)
-        trajectory = descent(loss, list(net.parameters()), images, labels, rates)
-        last = [weight.requires_grad_() for weight in trajectory[-1]]
-        value = loss(last, *self._real())
+        inner, labels = Inner(net), torch.arange(self.task.data.num_classes, device=images.device)
+        images, rates = images.detach(), rates.detach()
+        trajectory = descent(inner, list(net.parameters()), images, labels, rates)
+        last = [some.requires_grad_() for some in trajectory[-1]]
+        value = inner.loss(last, *self._real())
         slopes = torch.autograd.grad(value, last, materialize_grads=True)
-        return float(value.detach()), sweep(loss, trajectory, images, labels, rates, slopes)
+        return float(value.detach()), sweep(inner, trajectory, images, labels, rates, list(slopes))
 
     def _net(self) -> nn.Module:
         task = self.task

@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans as SklearnKMeans
 
 from llmdistill.vision.data import ImageData, Part
 from llmdistill.vision.dd.base import Method, Task
-from llmdistill.vision.dd.baselines import ClassMean, Herding, KMeans, Random, full, herded
+from llmdistill.vision.dd.baselines import ClassMean, Herding, KMeans, Random, herded
 from tests.vision.dd.tasks import MLP, TINY, digits, images_of, learned_from, task
 from tests.vision.images import small_data
 
@@ -112,13 +112,6 @@ def test_class_means_are_the_means_of_the_training_part():
     images = images_of(ClassMean().distillation(task(2)))
     for label in range(3):
         assert torch.allclose(images[2 * label], train.images[train.labels == label].mean(0), atol=1e-6)
-
-
-def test_the_whole_data_is_the_training_part_with_all_its_numbers():
-    its_task = task(1)
-    dataset = full(its_task, {})
-    assert torch.equal(dataset.labels, its_task.data.train.labels)
-    assert dataset.floats == dataset.images.numel() == 65 * 3 * 8 * 8
 
 
 def test_on_digits_chosen_images_are_better_than_random_ones():

@@ -13,13 +13,12 @@ from llmdistill.vision.config import Net
 from llmdistill.vision.data import ImageData, Part
 from llmdistill.vision.dd.baselines import Random
 from llmdistill.vision.dd.evaluate import judge
+from llmdistill.vision.dd.inner import Inner
 from llmdistill.vision.dd.protocol import Evaluation
 from llmdistill.vision.dd.unrolled import (
     Unrolled,
-    Weights,
     descent,
     in_steps,
-    loss_of,
     sweep,
     train_by_schedule,
 )
@@ -38,7 +37,8 @@ class Case:
     def __init__(self, net: Net, steps: int = 5, init: float = 0.4) -> None:
         generator = torch.Generator().manual_seed(0)
         self.net = build(net, (3, 8, 8), 3, 0).double()
-        self.loss = loss_of(self.net)
+        self.inner = Inner(self.net)
+        self.loss = self.inner.loss
         self.start = [weight.detach() for weight in self.net.parameters()]
         self.images = torch.randn(2, 3, 3, 8, 8, generator=generator, dtype=torch.float64)
         self.rates = torch.rand(steps, generator=generator, dtype=torch.float64) * init
@@ -47,17 +47,17 @@ class Case:
 
     def after(self, images: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
         """The loss on real images after training, with the graph of all of it."""
-        weights: Weights = [weight.clone().requires_grad_() for weight in self.start]
+        weights = [weight.clone().requires_grad_() for weight in self.start]
         for step, rate in enumerate(rates):
             slopes = torch.autograd.grad(self.loss(weights, images[step % 2], self.labels), weights, create_graph=True)
             weights = [weight - rate * slope for weight, slope in zip(weights, slopes, strict=True)]
         return self.loss(weights, *self.real)
 
     def swept(self) -> tuple[torch.Tensor, torch.Tensor]:
-        trajectory = descent(self.loss, self.start, self.images, self.labels, self.rates)
+        trajectory = descent(self.inner, self.start, self.images, self.labels, self.rates)
         last = [weight.requires_grad_() for weight in trajectory[-1]]
         slopes = torch.autograd.grad(self.loss(last, *self.real), last)
-        return sweep(self.loss, trajectory, self.images, self.labels, self.rates, slopes)
+        return sweep(self.inner, trajectory, self.images, self.labels, self.rates, list(slopes))
 
 
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
