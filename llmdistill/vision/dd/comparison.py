@@ -18,7 +18,7 @@ from llmdistill.vision.dd.across import others_of
 from llmdistill.vision.dd.artefact import DistilledDataset
 from llmdistill.vision.dd.evaluate import full_set, judge
 from llmdistill.vision.dd.fairness import treatments
-from llmdistill.vision.dd.jobs import Job, identity_of, jobs_of
+from llmdistill.vision.dd.jobs import Job, jobs_of
 from llmdistill.vision.dd.kernel import KernelMethod, krr_accuracy
 from llmdistill.vision.dd.protocol import Evaluation
 from llmdistill.vision.dd.report import Shown, picture_of, write_report
@@ -51,6 +51,7 @@ class Comparison:
         # One kernel for the rows of all methods, so that they can be compared.
         kernels = [method.kernel for method in self.pipeline.methods if isinstance(method, KernelMethod)]
         self._kernel = kernels[0] if kernels else None
+        self._hashes: dict[tuple[Evaluation, Net], str] = {}
         self._rows: list[Row] = []
         self._shown: list[Shown] = []
 
@@ -151,7 +152,7 @@ class Comparison:
         return {name: value for name, value in self.journal[key].items() if name != "key"}
 
     def _made_key(self, job: Job) -> str:
-        return f"made {identity_of(self.pipeline, job)}"
+        return f"made {self.sets.identity_of(job)}"
 
     def _judging_keys(self, job: Job) -> list[str]:
         net = self.pipeline.net
@@ -161,7 +162,7 @@ class Comparison:
 
     def _key(self, what: str, job: Job, net: Net) -> str:
         """Of a row about a set and a network; the protocol is in it."""
-        parts = {"set": identity_of(self.pipeline, job), "protocol": self._hash(self.pipeline.evaluation, net)}
+        parts = {"set": self.sets.identity_of(job), "protocol": self._hash(self.pipeline.evaluation, net)}
         return f"{what} {digest_of(parts)[:16]}"
 
     def _measured_key(self, job: Job) -> str:
@@ -175,7 +176,10 @@ class Comparison:
         return self.pipeline.evaluation.full(len(self.data.train))
 
     def _hash(self, protocol: Evaluation, net: Net) -> str:
-        return protocol.hash(self.pipeline.data, net, self.pipeline.zca)
+        """Of a protocol and a network; the data's files are gone through once for each."""
+        if (protocol, net) not in self._hashes:
+            self._hashes[protocol, net] = protocol.hash(self.pipeline.data, net, self.pipeline.zca)
+        return self._hashes[protocol, net]
 
     def _show(self, job: Job, dataset: DistilledDataset, curve: Curve, iteration: int) -> None:
         """Rewrite the page with a set in the making."""

@@ -33,15 +33,19 @@ def jobs_of(pipeline: DdPipeline) -> Iterator[Job]:
                 yield Job(method.resolved(ipc), ipc, seed)
 
 
-def provenance_of(pipeline: DdPipeline, job: Job) -> dict[str, Any]:
+def made_for(pipeline: DdPipeline) -> dict[str, Any]:
+    """The data and the network that all sets of a run are made for; what the files hold is hashed here, once."""
+    return {"data": pipeline.data.digest_view(), "zca": pipeline.zca, "net": pipeline.net.digest_view()}
+
+
+def provenance_of(made_for: dict[str, Any], job: Job) -> dict[str, Any]:
     """The method with the numbers it was run with, the preset they came from, the data and the network."""
     method = {name: value for name, value in job.method.digest_view().items() if name != "label"}
-    made_for = {"data": pipeline.data.digest_view(), "zca": pipeline.zca, "net": pipeline.net.digest_view()}
     return {"method": method, "ipc": job.ipc, "seed": job.seed, **made_for}
 
 
-def identity_of(pipeline: DdPipeline, job: Job) -> str:
+def identity_of(made_for: dict[str, Any], job: Job) -> str:
     """Of a set, by what changes its images: the numbers, not the name of the preset they came from."""
-    found = provenance_of(pipeline, job)
+    found = provenance_of(made_for, job)
     method = {name: value for name, value in found["method"].items() if name != "preset"}
     return digest_of({**found, "method": method})[:16]

@@ -20,7 +20,7 @@ from llmdistill.vision.checkpoint import Checkpoint, restore, state_of
 from llmdistill.vision.data import ImageData
 from llmdistill.vision.dd.artefact import DistilledDataset
 from llmdistill.vision.dd.base import Distillation, Task
-from llmdistill.vision.dd.jobs import Job, identity_of, provenance_of
+from llmdistill.vision.dd.jobs import Job, identity_of, made_for, provenance_of
 from llmdistill.vision.dd.methods import DdPipeline
 from llmdistill.vision.dd.whitening import Whitening
 
@@ -77,6 +77,7 @@ class Sets:
 
     def __init__(self, pipeline: DdPipeline, data: ImageData, whitening: Whitening | None) -> None:
         self.pipeline, self.data, self.whitening = pipeline, data, whitening
+        self._made_for = made_for(pipeline)
 
     def task(self, job: Job, folder: Path | None = None) -> Task:
         """What a method is given."""
@@ -84,7 +85,11 @@ class Sets:
 
     def name_of(self, job: Job) -> str:
         """Of a set's folder and of its checkpoint."""
-        return f"{job.method.name}-{job.ipc}-{job.seed}-{identity_of(self.pipeline, job)}"
+        return f"{job.method.name}-{job.ipc}-{job.seed}-{self.identity_of(job)}"
+
+    def identity_of(self, job: Job) -> str:
+        """What changes a set's images, as a hash."""
+        return identity_of(self._made_for, job)
 
     def folder_of(self, job: Job) -> Path:
         """Where a set is, whole or not at all."""
@@ -119,9 +124,9 @@ class Sets:
         """
         checkpoint = self.checkpoint_of(job)
         distillation = job.method.distillation(self.task(job, self.pipeline.run_path))
-        making = _Making(distillation, job, identity_of(self.pipeline, job))
+        making = _Making(distillation, job, self.identity_of(job))
         making.resume(checkpoint)
-        provenance = provenance_of(self.pipeline, job)
+        provenance = provenance_of(self._made_for, job)
         with progress(title, job.method.iterations, making.iteration) as bar:
             while making.iteration < job.method.iterations:
                 making.iterate()

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from llmdistill.config.base import Positive
 from llmdistill.vision.dd.artefact import DistilledDataset
-from llmdistill.vision.dd.base import Distillation, Presets, Task, seconds_of_iteration
-from llmdistill.vision.dd.experts import Experts, experts_of, seconds_of_experts
+from llmdistill.vision.dd.base import Presets, Task
+from llmdistill.vision.dd.experts import Experts
 from llmdistill.vision.dd.inner import Inner, descended
 from llmdistill.vision.dd.siamese import Drawn, transformed
 from llmdistill.vision.dd.trajectory import (
@@ -25,7 +25,6 @@ from llmdistill.vision.dd.trajectory import (
     Batch,
     Trajectory,
     TrajectoryDistillation,
-    Untrained,
     distance,
 )
 
@@ -86,14 +85,9 @@ class Tesla(Trajectory):
     learning_rate: Annotated[float, Field(gt=0.0)] = 1000.0
     soft_labels: bool = False
 
-    def distillation(self, task: Task) -> Distillation:
-        """See `Method`. Experts that are missing are trained."""
-        return TeslaDistillation(task, self, experts_of(task, self.experts))
-
-    def seconds(self, task: Task) -> float:
-        """See `Method`; that of experts which are missing is in it."""
-        one = seconds_of_iteration(TeslaDistillation(task, self, Untrained(task)))
-        return seconds_of_experts(task, self.experts) + self.iterations * one
+    def begun(self, task: Task, experts: Experts) -> TeslaDistillation:
+        """See `Trajectory`."""
+        return TeslaDistillation(task, self, experts)
 
 
 class TeslaDistillation(TrajectoryDistillation):

@@ -157,12 +157,16 @@ class Trajectory(Method):
 
     def distillation(self, task: Task) -> Distillation:
         """See `Method`. Experts that are missing are trained."""
-        return TrajectoryDistillation(task, self, experts_of(task, self.experts))
+        return self.begun(task, experts_of(task, self.experts))
 
     def seconds(self, task: Task) -> float:
         """See `Method`; that of experts which are missing is in it."""
-        one = seconds_of_iteration(TrajectoryDistillation(task, self, Untrained(task)))
+        one = seconds_of_iteration(self.begun(task, Untrained(task)))
         return seconds_of_experts(task, self.experts) + self.iterations * one
+
+    def begun(self, task: Task, experts: Experts) -> TrajectoryDistillation:
+        """A set before its first iteration, with these experts."""
+        return TrajectoryDistillation(task, self, experts)
 
 
 class Untrained(Experts):

@@ -6,7 +6,7 @@ import torch
 
 from llmdistill.errors import ConfigError, DamagedError, StageError
 from llmdistill.pipeline_file import load_as
-from llmdistill.vision.dd.jobs import identity_of, jobs_of
+from llmdistill.vision.dd.jobs import identity_of, jobs_of, made_for
 from llmdistill.vision.dd.methods import BASELINES, DdPipeline
 from llmdistill.vision.dd.run import run, sets_of
 from tests.tiny import REPO
@@ -49,7 +49,7 @@ class TestPresets:
         )
         jobs = next(jobs_of(given)), next(jobs_of(by_hand))
         assert jobs[0].method.iterations == 7
-        assert identity_of(given, jobs[0]) == identity_of(by_hand, jobs[1])
+        assert identity_of(made_for(given), jobs[0]) == identity_of(made_for(by_hand), jobs[1])
 
     def test_a_preset_that_is_not_there_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="random has no preset ci"):
