@@ -91,6 +91,12 @@ class BudgetError(LlmdistillError):
     exit_code = 4
 
 
+class NotPromotedError(LlmdistillError):
+    """A refresh is done, but its student is not good enough to take the champion's place; the champion stays."""
+
+    exit_code = 5
+
+
 class TryLaterError(LlmdistillError):
     """A server does not answer for now; the answers so far are kept."""
 

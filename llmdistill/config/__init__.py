@@ -17,6 +17,7 @@ from llmdistill.config.curation import Curate, Decontaminate, Embed, Quotas
 from llmdistill.config.data import CoTeacher, Evolve, Fields, Generate, Prompts, Samples, Synthesis
 from llmdistill.config.judging import Calibration, Checks, Filter, Judge, Juror, Verify
 from llmdistill.config.models import Api, Model, Price, Vllm
+from llmdistill.config.refreshing import Gate, Refresh, Run, Schedule
 from llmdistill.config.training import Budget, Evaluate, Lora, Report, Signals, Student, Train
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Fields",
     "Filter",
     "Fraction",
+    "Gate",
     "Generate",
     "Judge",
     "Juror",
@@ -47,8 +49,11 @@ __all__ = [
     "Price",
     "Prompts",
     "Quotas",
+    "Refresh",
     "Report",
+    "Run",
     "Samples",
+    "Schedule",
     "Seed",
     "Settings",
     "Signals",
@@ -79,6 +84,9 @@ class Pipeline(Settings):
     report: Report = Report()
     ablation: Ablation | None = None
     budget: Budget = Budget()
+    run: Run = Run()
+    refresh: Refresh = Refresh()
+    schedule: Schedule = Schedule()
 
     @model_validator(mode="after")
     def _answers_can_be_checked(self) -> Pipeline:
