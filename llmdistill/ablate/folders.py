@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from llmdistill.run.files import make_dir, writing
+from llmdistill.run.inherit import link
 from llmdistill.run.manifest import FILE_NAME, Manifest, read_manifest
 
 SHARED = ("prompts", "generate", "filter")
 _BEGUN = "begun.json"
-_CACHE = Path("curate") / "journal"
 
 
 def share_stages(run_dir: Path, trial_dir: Path) -> None:
@@ -34,24 +33,6 @@ def share_stages(run_dir: Path, trial_dir: Path) -> None:
 
 def _is_shared(manifest: Manifest, folder: Path) -> bool:
     return read_manifest(folder) == manifest and all((folder / name).exists() for name in manifest.outputs)
-
-
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where there can be none (another file system, too many links)."""
-    make_dir(target.parent)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def share_cache(source_dir: Path, target_dir: Path) -> None:
-    """Give a run directory the vectors and signatures that curation has kept in another; what is there stays."""
-    for path in sorted((source_dir / _CACHE).rglob("*")):
-        target = target_dir / _CACHE / path.relative_to(source_dir / _CACHE)
-        if path.is_file() and not target.exists():
-            with writing(target):
-                link(path, target)
 
 
 def drop_weights(trial_dir: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llmdistill.ablate.folders import SHARED, drop_weights, share_cache, share_stages
+from llmdistill.ablate.folders import SHARED, drop_weights, share_stages
 from llmdistill.ablate.measure import (
     HeldOut,
     Measurement,
@@ -25,6 +25,7 @@ from llmdistill.errors import RejectsError, StageError
 from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.failpoint import failpoint
 from llmdistill.run.files import make_dir, write_json
+from llmdistill.run.inherit import inherit_cache
 from llmdistill.run.lock import locked
 from llmdistill.run.manifest import read_manifest
 from llmdistill.run.progress import say
@@ -114,7 +115,7 @@ def _result(
     """
     say(heading)
     share_stages(pipeline.run_path, trial.dir)
-    share_cache(before, trial.dir)
+    inherit_cache(before, trial.dir)
     # The fresh option: a setting that changed costs a training, but what was measured under the old one stays.
     run_stages(trial.pipeline, ["curate"], fresh=True)
     path = measurement_path(trial.dir, {**held_out.parts, **_training_parts(trial.pipeline)})

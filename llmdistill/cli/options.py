@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -30,10 +31,13 @@ def print_json(value: Any) -> None:
     print()
 
 
-def with_budget(overrides: list[str] | None, max_cost: float | None, max_tokens: int | None) -> list[str]:
-    """The overrides, with those of the budget flags."""
+def with_budget(
+    overrides: list[str] | None, max_cost: float | None, max_tokens: int | None, sections: Sequence[str] = ("budget",)
+) -> list[str]:
+    """The overrides, with those of the budget flags in these sections."""
     limits = {"max_cost": max_cost, "max_tokens": max_tokens}
-    return [*(overrides or []), *(f"budget.{name}={value}" for name, value in limits.items() if value is not None)]
+    given = [f"{name}={value}" for name, value in limits.items() if value is not None]
+    return [*(overrides or []), *(f"{section}.{limit}" for section in sections for limit in given)]
 
 
 def with_processes(overrides: list[str] | None, num_processes: int | None) -> list[str]:

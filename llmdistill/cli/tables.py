@@ -15,6 +15,40 @@ def _interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
 
 
+_HISTORY: dict[str, Callable[[dict[str, Any]], str]] = {
+    "version": lambda row: f"{row['number']}",
+    "finished": lambda row: str(row["finished"])[:16].replace("T", " "),
+    "prompts": lambda row: f"{row['prompts']:,}",
+    "new": lambda row: f"{row['new']:,}",
+    "chosen": lambda row: f"{row['chosen']:,}",
+    "measure": lambda row: str(row["measure"] or "-"),
+    "score": lambda row: "-" if row["score"] is None else f"{row['score']:.4g}",
+    "against champion": lambda row: _against(row),
+    "requests": lambda row: f"{row['requests']:,}",
+    "cost": lambda row: "unknown" if row["cost"] is None else f"${row['cost']:,.2f}",
+    "now": lambda row: str(row["now"]),
+}
+
+
+def _against(row: dict[str, Any]) -> str:
+    if row["difference"] is None:
+        return "-"
+    return f"{row['difference']:+.3g} ({row['low']:+.3g} to {row['high']:+.3g}) v{row['champion_before']}"
+
+
+def print_history(rows: list[dict[str, Any]]) -> None:
+    """One row a version, the oldest first."""
+    if not rows:
+        print("no version yet: llmdistill refresh makes the first")
+        return
+    shown = Table(title="versions", title_justify="left")
+    for name in _HISTORY:
+        shown.add_column(name, justify="left" if name in ("finished", "measure", "now") else "right")
+    for row in rows:
+        shown.add_row(*(form(row) for form in _HISTORY.values()))
+    Console().print(shown)
+
+
 _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters, M", lambda value: f"{value / 1e6:,.1f}"),
     "bytes": ("size, MB", lambda value: f"{value / 1e6:,.0f}"),

@@ -4,6 +4,9 @@ A row counts as done once it is on disk. Rows are written whole and synced in
 groups of at most 32 rows or half a second, so a kill costs at most one group.
 On open a torn last line is cut off; a damaged line in the middle is moved to
 `<name>.damaged` and its work is owed again. Only the place of each row is kept in memory.
+
+    <folder>/<name>.jsonl                   rows of this run
+    <folder>/inherited/<name>.<tag>.jsonl   rows of runs before it, read and never written (`run/inherit.py`)
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from llmdistill.run.progress import say
 
 GROUP_ROWS = 32
 GROUP_SECONDS = 0.5
+INHERITED = "inherited"
 
 
 class Journal:
@@ -41,6 +45,7 @@ class Journal:
         make_dir(path.parent)
         self._places: dict[str, int] = {}
         self._waiting: dict[str, bytes] = {}
+        self._inherited = _read_only(sorted((path.parent / INHERITED).glob(f"{path.stem}.*.jsonl")))
         self._size = self._load()
         with writing(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -64,7 +69,7 @@ class Journal:
                 key = _key_of(line)
                 if key is None:
                     damaged.append(line)
-                elif key not in self._places:
+                elif key not in self:
                     self._places[key] = _place(offset, len(line))
                 offset += len(line)
         return self._without(damaged, offset) if damaged else offset
@@ -91,22 +96,26 @@ class Journal:
         say(f"{self.path}: {count} moved to {copy.name}; what they held is done over")
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._waiting)
+        return len(self._places) + len(self._waiting) + sum(len(part) for part in self._inherited)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places or key in self._waiting
+        return key in self._places or key in self._waiting or any(key in part for part in self._inherited)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         with self._lock:
             line = self._waiting.get(key)
-            if line is None:
+            if line is None and key in self._places:
                 offset, length = _whereabouts(self._places[key])
                 line = os.pread(self._file, length, offset)
+        if line is None:
+            line = next((part.line(key) for part in self._inherited if key in part), None)
+        if line is None:
+            raise KeyError(key)
         return json.loads(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows, in the order they were finished."""
-        for key in [*self._places, *self._waiting]:
+        """All rows, in the order they were finished; those inherited come first."""
+        for key in [*itertools.chain.from_iterable(self._inherited), *self._places, *self._waiting]:
             yield self[key]
 
     def append(self, key: str, **values: Any) -> None:
@@ -160,12 +169,54 @@ class Journal:
             self.commit()
         finally:
             os.close(self._file)
+            for part in self._inherited:
+                part.close()
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Inherited:
+    """Rows of another run's journal. Whatever in it is no row is passed over: its work is owed again."""
+
+    def __init__(self, path: Path, known: Sequence[_Inherited]) -> None:
+        self._places: dict[str, int] = {}
+        self._file = os.open(path, os.O_RDONLY)
+        offset = 0
+        with open(path, "rb") as handle:
+            for line in handle:
+                key = _key_of(line) if line.endswith(b"\n") else None
+                if key is not None and key not in self and not any(key in part for part in known):
+                    self._places[key] = _place(offset, len(line))
+                offset += len(line)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def line(self, key: str) -> bytes:
+        """The row as it is on disk."""
+        offset, length = _whereabouts(self._places[key])
+        return os.pread(self._file, length, offset)
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._file)
+
+
+def _read_only(paths: Sequence[Path]) -> Sequence[_Inherited]:
+    parts: list[_Inherited] = []
+    for path in paths:
+        parts.append(_Inherited(path, parts))
+    return parts
 
 
 _LENGTH_BITS = 32
@@ -180,14 +231,18 @@ def _whereabouts(place: int) -> tuple[int, int]:
     return place >> _LENGTH_BITS, place & ((1 << _LENGTH_BITS) - 1)
 
 
-def _key_of(line: bytes) -> str | None:
-    """The key of a whole row; None when the line is none."""
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """A whole row; None when the line is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    key = row.get("key") if isinstance(row, dict) else None
-    return key if isinstance(key, str) else None
+    return row if isinstance(row, dict) and isinstance(row.get("key"), str) else None
+
+
+def _key_of(line: bytes) -> str | None:
+    row = row_of(line)
+    return row["key"] if row else None
 
 
 def _write_all(handle: int, data: bytes, offset: int) -> None:
