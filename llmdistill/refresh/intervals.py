@@ -22,33 +22,74 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval of `sum(differences) / sum(weights)`: records are drawn anew with replacement, each with its weight.
 
-    One draw holds for both models, so what a record is like for either cancels. The ends are those of the expanded
-    percentile interval (Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279; in The American
-    Statistician 69, 2015): quantiles of the resampled ratio as far out as a t interval is wider than a normal one. A
-    plain percentile interval, and BCa too, is too narrow for few records, by sqrt((n - 1) / n) and for the missing
-    tails of t. On 4,000 simulated sets of 20 records with skewed differences the nominal 95 % covered 93.3 %
-    expanded, 90.7 % plain and 90.8 % BCa.
+    One draw holds for both models, so what a record is like for either cancels. Each end is the outer one of two:
+    that of the bootstrap-t interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), which
+    knows of skew, and that of the expanded percentile interval (Hesterberg, arXiv 1411.5279), which does
+    not lean on standard errors of draws. Plain percentiles and BCa are too narrow for few records. The share of
+    simulated sets of records in which a student was in truth beyond the end that decides, nominally 2.5 %:
+
+        records, differences       plain   BCa   expanded   bootstrap-t   this
+            20  normal               3.2   3.4        2.3           2.4    1.9
+            20  skewed              10.1   7.0        8.2           5.0    5.0
+            20  very skewed         13.1   9.6       11.0           7.0    7.0
+           200  normal               2.1   2.2        1.9           2.2    1.8
+           200  skewed               3.8   3.6        3.8           3.4    3.4
+           200  very skewed          5.5   4.4        5.2           3.9    3.9
+
+    (tests/bench/gate_coverage.py.) Both ends together, nominally 95 %, held the truth in 92.6 to 96.6 % of them.
 
     Args:
-        differences: [records] of the new student's sum over tokens less the champion's.
-        weights: [records] of tokens.
+        differences: [records] of the new student's sum over tokens less the champion's; at least 2.
+        weights: [records] of tokens, above 0.
         resamples: draws of as many records as there are.
 
     Returns:
         Both ends, the lower one first. Where all differences are 0 both are 0.
     """
+    mean = differences.sum() / weights.sum()
+    residuals = differences - mean * weights
+    shifts, errors = _resampled(residuals, weights, seed, resamples)
+    ends = [percentile_ends(shifts, len(weights), confidence)]
+    moved = errors > 0  # a draw of one record again and again has no spread to measure its shift by
+    if moved.any():
+        ends.append(studentized_ends(shifts[moved] / errors[moved], _error(residuals, weights), confidence))
+    return float(mean + min(low for low, _ in ends)), float(mean + max(high for _, high in ends))
+
+
+def percentile_ends(shifts: Floats, num: int, confidence: float) -> tuple[float, float]:
+    """Quantiles of the resampled shifts, as far out as a t interval of `num` records is wider than a normal one."""
     from scipy.stats import norm, t
 
-    num = len(differences)
     tail = norm.cdf(math.sqrt(num / (num - 1)) * t.ppf((1 - confidence) / 2, num - 1))
-    generator = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
+    low, high = np.quantile(shifts, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def studentized_ends(ratios: Floats, error: float, confidence: float) -> tuple[float, float]:
+    """Ends of the bootstrap-t interval, from the shifts of draws in units of their own standard errors."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return float(-high * error), float(-low * error)
+
+
+def _resampled(residuals: Floats, weights: Floats, seed: int, resamples: int) -> tuple[Floats, Floats]:
+    """For each draw: how far its ratio lies from that of all records, and its standard error by linearisation."""
+    generator, num = np.random.default_rng(seed), len(residuals)
+    columns = np.stack([residuals, weights, residuals**2, residuals * weights, weights**2], axis=1)
+    sums = np.empty((resamples, columns.shape[1]))
     rows = max(1, _DRAWN_AT_ONCE // num)
     for start in range(0, resamples, rows):
         drawn = generator.integers(0, num, (min(rows, resamples - start), num))
-        ratios[start : start + rows] = differences[drawn].sum(1) / weights[drawn].sum(1)
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    return float(low), float(high)
+        drawn += num * np.arange(len(drawn))[:, None]
+        sums[start : start + rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape) @ columns
+    shifts = sums[:, 0] / sums[:, 1]
+    squares = sums[:, 2] - 2 * shifts * sums[:, 3] + shifts**2 * sums[:, 4]
+    return shifts, np.sqrt(np.maximum(squares, 0.0)) / sums[:, 1]
+
+
+def _error(residuals: Floats, weights: Floats) -> float:
+    """Standard error of a ratio of sums over records, by linearisation (Cochran, Sampling Techniques, section 2.11)."""
+    return float(np.sqrt((residuals**2).sum()) / weights.sum())
 
 
 def score_interval(gained: int, lost: int, num: int, confidence: float) -> tuple[float, float]:
@@ -82,7 +123,7 @@ def score_interval(gained: int, lost: int, num: int, confidence: float) -> tuple
 
 
 def score(difference: float, gained: int, lost: int, num: int) -> float:
-    """Tango's statistic (equation 8): how many standard errors the estimate lies above a supposed difference.
+    """Tango's statistic: how many standard errors the estimate lies above a supposed difference.
 
     The standard error is that under the supposed difference, with the likeliest share of lost records.
     """

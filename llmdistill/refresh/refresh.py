@@ -206,7 +206,7 @@ class _Refresh:
         if found.promoted:
             self.line.promote(self.number)
         what = PROMOTED if found.promoted else REFUSED
-        return _outcome(self.line, what, self.number, f"version {self.number} is {what}: {found.reason}")
+        return _outcome(self.line, what, self.number, f"version {self.number} is {what}: {found.reason}{_took(version)}")
 
     def _version(self, found: GateResult, taken: Taken, before: Version | None) -> Version:
         news = news_of(self.dir, self.parent_dir)
@@ -250,6 +250,12 @@ class _Refresh:
             "history": [*_before(self.line, self.number), {**asdict(version), "now": version.outcome}],
         }
         write_json(self.dir / FACTS, facts)
+
+
+def _took(version: Version) -> str:
+    """What this refresh itself asked and cost, for a person to read."""
+    cost = "unknown" if version.cost is None else f"${version.cost:,.4f}"
+    return f" ({version.requests:,} requests for records, cost {cost})"
 
 
 def _before(line: Line, number: int) -> list[dict[str, Any]]:

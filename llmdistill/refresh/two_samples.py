@@ -24,7 +24,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Result:
     """A statistic, and how often chance alone gives one as large."""
 
     value: float
@@ -40,7 +40,7 @@ class Interval:
     high: float
 
 
-def mmd(first: np.ndarray, second: np.ndarray, seed: int = 0, permutations: int = PERMUTATIONS) -> Test:
+def mmd(first: np.ndarray, second: np.ndarray, seed: int = 0, permutations: int = PERMUTATIONS) -> Result:
     """Maximum mean discrepancy with a permutation test: whether two samples of vectors have one distribution.
 
     The value is the unbiased estimate of MMD^2 (Gretton et al., JMLR 13, 2012, eq. 3), which is below 0 now and then.
@@ -65,7 +65,7 @@ def mmd(first: np.ndarray, second: np.ndarray, seed: int = 0, permutations: int 
         _estimates(kernel, rows, _permuted(rng, num, total, min(_BLOCK, permutations - start)))
         for start in range(0, permutations, _BLOCK)
     ]
-    return Test(float(value), _share_as_large(np.concatenate(drawn), value))
+    return Result(float(value), _share_as_large(np.concatenate(drawn), value))
 
 
 def _kernel(rows: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ def _share_as_large(drawn: Floats, value: float) -> float:
     return float((1 + (drawn >= value - _ROUNDING * max(1.0, abs(value))).sum()) / (1 + len(drawn)))
 
 
-def shares_test(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Test:
+def shares_test(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Result:
     """Pearson's chi-square of two rows of counts, [categories] each; p from tables with the same margins.
 
     So it holds for categories that hardly ever occur, of which a new script or a new topic is one.
@@ -119,7 +119,7 @@ def shares_test(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Test:
     totals = first + second
     first, second, totals = (counts[totals > 0].astype(np.int64) for counts in (first, second, totals))
     if len(totals) < 2 or not first.sum() or not second.sum():
-        return Test(0.0, 1.0)
+        return Result(0.0, 1.0)
     size = int(second.sum())
     expected = totals * (size / totals.sum())
     other = totals * (1.0 - size / totals.sum())
@@ -130,39 +130,43 @@ def shares_test(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Test:
 
     value = float(statistic(second))
     drawn = np.random.default_rng(seed).multivariate_hypergeometric(totals, size, size=_TABLES, method="marginals")
-    return Test(value, _share_as_large(statistic(drawn), value))
+    return Result(value, _share_as_large(statistic(drawn), value))
 
 
-def ranks_test(first: Floats, second: Floats) -> Test:
+def ranks_test(first: Floats, second: Floats) -> Result:
     """Mann-Whitney with correction for ties; the value is P(second > first), ties counted half: 0.5 is no effect."""
     from scipy.stats import mannwhitneyu
 
     if np.unique(np.concatenate([first[:1], second])).size == 1 and np.all(first == first[0]):
-        return Test(0.5, 1.0)
+        return Result(0.5, 1.0)
     found = mannwhitneyu(second, first, method="asymptotic")
-    return Test(float(found.statistic) / (len(first) * len(second)), float(found.pvalue))
+    return Result(float(found.statistic) / (len(first) * len(second)), float(found.pvalue))
 
 
-def shift_test(differences: Floats, seed: int = 0) -> Test:
+def shift_test(differences: Floats, seed: int = 0) -> Result:
     """Whether paired differences have the mean 0: the share of random signs under which it is as far from it."""
     changed = differences[differences != 0]
     value = float(differences.mean())
     if not len(changed):
-        return Test(0.0, 1.0)
+        return Result(0.0, 1.0)
     signs = np.random.default_rng(seed).integers(0, 2, (_FLIPS, len(changed)), dtype=np.int8) * 2 - 1
     sums = np.abs(signs @ changed)
-    return Test(value, _share_as_large(sums, abs(float(changed.sum()))))
+    return Result(value, _share_as_large(sums, abs(float(changed.sum()))))
 
 
 def mean_difference(first: Floats, second: Floats) -> Interval:
-    """mean(second) - mean(first) with Welch's interval."""
-    from scipy.stats import ttest_ind
+    """mean(second) - mean(first) with Welch's interval (Biometrika 34, 1947)."""
+    from scipy.stats import t
 
     value = float(second.mean() - first.mean())
-    if min(len(first), len(second)) < 2 or not (first.std() or second.std()):
+    if min(len(first), len(second)) < 2:
         return Interval(value, value, value)
-    ends = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE)
-    return Interval(value, float(ends.low), float(ends.high))
+    parts = np.array([sample.var(ddof=1) / len(sample) for sample in (first, second)])
+    if not parts.any():
+        return Interval(value, value, value)
+    freedom = parts.sum() ** 2 / np.sum(parts**2 / [len(first) - 1, len(second) - 1])
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(parts.sum()))
+    return Interval(value, value - reach, value + reach)
 
 
 def mean_interval(values: Floats) -> Interval:
