@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from llmdistill.cli import ablate, calibrate, doctor, export, init, inspect, plan, refresh, run, stage, vision
+from llmdistill.cli import ablate, calibrate, doctor, export, init, inspect, plan, refresh, run, schedule, stage, vision
 from llmdistill.errors import Interrupted, LlmdistillError
 from llmdistill.run.signals import stopping_in_order
 
@@ -28,6 +28,7 @@ app.command("run")(run.run)
 for _name in stage.HELP:
     app.command(_name, help=stage.HELP[_name])(stage.command(_name))
 app.command("refresh")(refresh.refresh)
+app.command("schedule")(schedule.schedule)
 app.command("plan")(plan.plan)
 app.command("calibrate")(calibrate.calibrate)
 app.command("ablate")(ablate.ablate)

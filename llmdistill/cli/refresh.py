@@ -23,7 +23,6 @@ from llmdistill.cli.options import (
 
 if TYPE_CHECKING:
     from llmdistill.config import Pipeline
-    from llmdistill.refresh.refresh import Outcome
 
 Rollback = Annotated[bool, typer.Option("--rollback", help="Make the former champion the champion again.")]
 History = Annotated[bool, typer.Option("--history", help="Show every version with its data, scores and costs.")]

@@ -129,6 +129,15 @@ class Pipeline(Settings):
             raise ValueError("weights of few bits cannot be trained themselves: set train.lora, or no student.quantize")
         return self
 
+    @model_validator(mode="after")
+    def _vectors_stay(self) -> Pipeline:
+        if self.refresh.student == "continue" and self.curate.embed.method == "student":
+            raise ValueError(
+                "refresh.student: continue makes another student each time, so curate.embed: student would embed all "
+                "prompts anew: choose another curate.embed.method"
+            )
+        return self
+
     @property
     def teacher_template(self) -> str:
         """The prompt file through which the teacher is asked."""

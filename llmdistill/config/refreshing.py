@@ -16,8 +16,9 @@ class Gate(Settings):
     Both answer the same held-out prompts; of the paired differences the end of the interval that speaks against the
     new student decides (non-inferiority), at `confidence`. `measure` None takes `accuracy` where `filter.verify` can
     check held-out references, else `human_text_ce` where the held-out prompts have references, else
-    `teacher_text_ce`. `margin` is in the measure's unit: a share for `accuracy` and `top1`, nats per token else; None
-    is 0.02 and 0.05.
+    `teacher_text_ce`; each only where at least `min_records` prompts can be compared. `margin` is in the measure's
+    unit: a share for `accuracy` and `top1`, nats per token else; None is 0.02 and 0.05. Fewer than `min_records`
+    prompts are refused; to tell a share within 0.02 where two students differ on one prompt in ten takes about 1,000.
     """
 
     measure: Literal["accuracy", "human_text_ce", "teacher_text_ce", "teacher_text_kl", "teacher_text_top1"] | None = (

@@ -65,8 +65,9 @@ class Train(Settings):
     `cross_tokenizer: uld` compares models of different vocabularies by their sorted probabilities (arXiv 2402.12030).
     `packing` lays the examples of a batch end to end instead of padding them; none sees another.
     `batch_size` * `gradient_accumulation` examples are one step of all `num_processes` together, whose number does not
-    change the result; `accelerate` is a configuration file of Accelerate for them, None is DDP. `seed` None takes the
-    pipeline's.
+    change the result; `accelerate` is a configuration file of Accelerate for them, None is DDP. They are on
+    `num_nodes` machines, which meet at `main_address` (host:port of the first) and share the run directory; `plan`
+    prints what to start on each. `seed` None takes the pipeline's.
     """
 
     method: Literal["sft", "kd", "on_policy"] = "kd"
@@ -94,6 +95,8 @@ class Train(Settings):
     device: Annotated[str, Execution] = "auto"
     gradient_checkpointing: Annotated[bool, Execution] = False
     num_processes: Annotated[Positive, Execution] = 1
+    num_nodes: Annotated[Positive, Execution] = 1
+    main_address: Annotated[str | None, Execution] = None
     accelerate: Annotated[str | None, Execution] = None
     save_steps: Annotated[Positive, Execution] = 50
     keep_checkpoints: Annotated[Positive, Execution] = 2

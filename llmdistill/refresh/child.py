@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmdistill.config import Pipeline, Student
+from llmdistill.config import Embed, Pipeline, Student
 from llmdistill.run.files import make_dir, writing
 from llmdistill.run.inherit import inherit
 from llmdistill.run.stage import HELD_OUT, part_paths
@@ -48,7 +48,16 @@ def child_of(pipeline: Pipeline, run_dir: Path, champion_dir: Path) -> Pipeline:
             model=str(champion_dir / "train" / "student"), quantize=pipeline.student.quantize
         )
         changes["train"] = pipeline.train.model_copy(update=train)
+        changes["curate"] = pipeline.curate.model_copy(update={"embed": _pinned(pipeline)})
     return pipeline.model_copy(update=changes)
+
+
+def _pinned(pipeline: Pipeline) -> Embed:
+    """The embedder as it is for the first student: vectors of another one could not be compared with those there are."""
+    embed = pipeline.curate.embed
+    if embed.method != "static" or embed.model is not None or pipeline.student.model is None:
+        return embed
+    return embed.model_copy(update={"model": pipeline.student.model, "revision": pipeline.student.revision})
 
 
 def take_over(parent_dir: Path, child_dir: Path, parent: int) -> None:

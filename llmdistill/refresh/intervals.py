@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
 _DRAWN_AT_ONCE = 4_000_000
+_ROUNDING = 1e-12
+"""What may be left of sums of squares that cancel, relative to them."""
 
 
 def bootstrap_interval(
@@ -84,7 +86,8 @@ def _resampled(residuals: Floats, weights: Floats, seed: int, resamples: int) ->
         sums[start : start + rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape) @ columns
     shifts = sums[:, 0] / sums[:, 1]
     squares = sums[:, 2] - 2 * shifts * sums[:, 3] + shifts**2 * sums[:, 4]
-    return shifts, np.sqrt(np.maximum(squares, 0.0)) / sums[:, 1]
+    squares[squares < _ROUNDING * (sums[:, 2] + shifts**2 * sums[:, 4])] = 0.0
+    return shifts, np.sqrt(squares) / sums[:, 1]
 
 
 def _error(residuals: Floats, weights: Floats) -> float:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,22 @@ def _sample(pipeline: Pipeline, parent_dir: Path, before: Answers, now: Answers)
         ids = list(dict.fromkeys(id_ for found in ids for id_ in _together(then[found], size)))
         then = _records(parent_dir, ids)
     today = _records(pipeline.run_path, ids)
-    both = [id_ for id_ in ids if id_ in then and id_ in today and then[id_].score is not None]
-    same = [id_ for id_ in both if _judged_text(then[id_]) == _judged_text(today[id_])][:wanted]
+    same = _unchanged(ids, then, today, wanted, size > 1)
     return [today[id_] for id_ in same], [then[id_] for id_ in same]
+
+
+def _unchanged(
+    ids: Sequence[str], then: Mapping[str, Record], today: Mapping[str, Record], wanted: int, together: bool
+) -> list[str]:
+    """At most `wanted` of the ids whose answers stand; all answers to a prompt or none, if they are judged together."""
+    judged = [id_ for id_ in ids if id_ in then and then[id_].score is not None]
+    same: list[str] = []
+    for _, group in groupby(judged, key=lambda id_: repr(then[id_].prompt) if together else id_):
+        found = list(group)
+        stand = all(id_ in today and _judged_text(then[id_]) == _judged_text(today[id_]) for id_ in found)
+        if stand and (not same or len(same) + len(found) <= wanted):
+            same += found
+    return same
 
 
 def _num_together(pipeline: Pipeline) -> int:

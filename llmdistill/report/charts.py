@@ -58,6 +58,30 @@ def draw_choice(data: RunData) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
+def draw_gains(data: RunData) -> list[Chart]:
+    """How much better a refreshed student is than the champion on each held-out prompt."""
+    view = data.refresh
+    if view is None or len(view.gains) < 2:
+        return []
+    gains = np.sort(view.gains)
+    # A long row of prompts is thinned evenly; the ends stay.
+    shown = gains[np.linspace(0, len(gains) - 1, min(len(gains), _MAX_STEPS)).round().astype(int)]
+    edges = np.linspace(0, len(gains), len(shown) + 1)
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(np.maximum(shown, 0), edges, fill=True, color=_GOOD, label="the new student is better")
+        axes.stairs(np.minimum(shown, 0), edges, fill=True, color=_BAD, label="the champion is better")
+        axes.axhline(0, color=_INK, linewidth=1)
+        axes.set(xlabel="held-out prompts, in the order of the gain", ylabel=f"gain ({view.unit})")
+
+    better, worse = int((gains > 0).sum()), int((gains < 0).sum())
+    caption = (
+        f"{len(gains):,} held-out prompts: the new student is better on {better:,}, the champion on {worse:,}, "
+        f"they are equal on {len(gains) - better - worse:,}."
+    )
+    return [Chart("Gain on each held-out prompt", _figure(draw, "Gain on each held-out prompt"), caption)]
+
+
 def _scores(data: RunData, min_score: float | None) -> Chart | None:
     both = np.concatenate([data.scores_kept, data.scores_rejected])
     if not len(both):

@@ -24,6 +24,7 @@ from llmdistill.report.ablation import AblationView, read_ablation
 from llmdistill.report.coverage import Floats
 from llmdistill.report.curation import Curation, read_curation
 from llmdistill.report.judging import CalibrationView, read_calibration
+from llmdistill.report.refreshing import RefreshView, read_refresh
 from llmdistill.report.words import number
 from llmdistill.run.manifest import Manifest, Usage, read_manifest
 from llmdistill.run.stage import part_paths, reject_paths
@@ -104,6 +105,7 @@ class RunData:
     pass_rates: Floats = field(default_factory=_nothing)
     curation: Curation = field(default_factory=Curation)
     ablation: AblationView | None = None
+    refresh: RefreshView | None = None
     judges: list[JudgeRow] = field(default_factory=list)
     calibration: CalibrationView | None = None
     answerers: list[str] = field(default_factory=list)
@@ -157,6 +159,7 @@ def read_run(run_dir: Path, num_samples: int, stages: Sequence[str] = STAGES) ->
         pass_rates=_pass_rates(generated),
         curation=read_curation(run_dir, manifests.get("curate")),
         ablation=read_ablation(run_dir),
+        refresh=read_refresh(run_dir),
         judges=_judges(judged),
         calibration=read_calibration(run_dir),
         answerers=answerers(run_dir),

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmdistill.config import Pipeline
 from llmdistill.report import words
-from llmdistill.report.charts import Chart, draw_all, draw_choice
+from llmdistill.report.charts import Chart, draw_all, draw_choice, draw_gains
 from llmdistill.report.compare import ROLES, conclude, groups
 from llmdistill.report.coverage import coverage_of, coverage_words
 from llmdistill.report.data import Example, JudgeRow, RunData, Sample, usages
@@ -67,6 +67,8 @@ def render(pipeline: Pipeline, data: RunData) -> str:
         _TEMPLATE,
         **_head(pipeline, data),
         **_comparison(data),
+        refresh=data.refresh,
+        gains=_figures(draw_gains(data)),
         warnings=run_warnings(pipeline, data),
         funnel=_funnel(data.manifests),
         charts=_figures(charts),

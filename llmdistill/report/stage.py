@@ -13,6 +13,7 @@ from llmdistill.report.cards import DATASET_CARD, MODEL_CARD, dataset_card, mode
 from llmdistill.report.data import STAGES, answerers, read_run
 from llmdistill.report.judging import FILE as CALIBRATION
 from llmdistill.report.page import render
+from llmdistill.report.refreshing import FILE as REFRESH
 from llmdistill.run.digest import Parts, digest_of, flatten
 from llmdistill.run.files import sha256_of, write_text
 from llmdistill.run.manifest import FILE_NAME, Counts, Manifest
@@ -28,7 +29,8 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
         StageError: a stage that the page shows is not finished.
         DamagedError: a file of the run directory cannot be read.
     """
-    beside = {"calibration": pipeline.run_path / CALIBRATION, "ablation": pipeline.run_path / ABLATION}
+    files = {"calibration": CALIBRATION, "ablation": ABLATION, "refresh": REFRESH}
+    beside = {name: pipeline.run_path / file for name, file in files.items()}
     stages = [name for name in STAGES if name != "signals" or pipeline.signals is not None]
     parts: Parts = {
         **flatten(pipeline.report.digest_view(), "report."),

@@ -21,6 +21,7 @@ from tests.tiny import REPO
 
 COMMANDS = [
     *("run", "generate", "filter", "curate", "signals", "train", "evaluate", "report"),
+    *("refresh", "schedule"),
     *("plan", "calibrate", "ablate", "inspect", "export", "doctor", "init", "vision"),
 ]
 PIPELINE = """
@@ -168,6 +169,7 @@ EXIT_CODES = {
     errors.DamagedError("x"): 1,
     errors.ServerError("x"): 1,
     errors.BudgetError("x"): 4,
+    errors.NotPromotedError("x"): 5,
     errors.TryLaterError("x"): 75,
     errors.DiskError("x"): 1,
     errors.RejectsError("x"): 3,

@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.api import FakeTeacher, fake_teacher
 from tests.faults.conftest import Zygote
+from tests.refresh.gate_runs import World, make_world
 from tests.refresh.runs import SCENARIO, Lineage, instructions
 
 FIRST = 60
@@ -47,3 +48,14 @@ def line(begun: Lineage, tmp_path: Path) -> Lineage:
     shutil.copytree(begun.folder, folder, symlinks=True)
     begun.teacher.begin(**SCENARIO)
     return Lineage(folder, begun.teacher, begun.student, begun.zygote)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Students of known worth, and their runs; not to be changed, but for what comparisons add."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a tiny model is slower on many
+    yield make_world(tmp_path_factory.mktemp("world"))
+    torch.set_num_threads(threads)

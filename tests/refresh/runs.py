@@ -36,14 +36,14 @@ class Lineage:
     def run_dir(self) -> Path:
         return self.folder / "run"
 
-    def write(self, prompts: list[dict[str, Any]], **sections: Any) -> None:
+    def write(self, texts: list[dict[str, Any]], **sections: Any) -> None:
         """The prompts as they are from now on, and sections that differ from the usual ones."""
-        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts)
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
         (self.folder / "prompts.jsonl").write_text(rows, "utf-8")
         usual: dict[str, Any] = {
             "name": "weekly",
             "run_dir": "run",
-            "prompts": {"path": "prompts.jsonl", "held_out": 0.15},
+            "prompts": {"path": "prompts.jsonl", "held_out": 0.35},
             "teacher": {
                 "model": "fake",
                 "engine": "openai",
@@ -55,7 +55,7 @@ class Lineage:
             "filter": {"judge": {"scoring": "written", "min_score": 1}},
             "curate": {"select": "cluster", "size": 16},
             "train": {"method": "sft", "epochs": 1, "max_length": 192, "batch_size": 8, "device": "cpu"},
-            "evaluate": {"limit": 12, "max_new_tokens": 4},
+            "evaluate": {"limit": 24, "max_new_tokens": 4},
             "refresh": {"gate": {"measure": "teacher_text_ce", "min_records": 5}, "rejudged": 0},
         }
         merged = {key: {**usual.get(key, {}), **value} for key, value in sections.items() if isinstance(value, dict)}

@@ -80,7 +80,8 @@ def test_school_mathematics_after_instructions_is_found_and_said(tmp_path: Path)
     )
     movers = told["clusters"]["movers"]
     assert 2 <= len(movers) <= 5 and movers[0]["new_share"] > movers[0]["old_share"] + 0.1
-    assert all(text in MATHEMATICS for text in movers[0]["examples"]) and len(movers[0]["examples"]) == 2
+    first, second = movers[0]["examples"]
+    assert all(any(whole.startswith(text) for whole in MATHEMATICS) for text in (first, second))
 
 
 @pytest.mark.parametrize("num", [25, 120], ids=["few", "many"])
@@ -93,12 +94,12 @@ def test_more_of_the_same_moves_nothing(tmp_path: Path, num: int) -> None:
 
 
 def test_false_alarms_of_all_findings_together_are_few(tmp_path: Path) -> None:
-    """40 ways to divide one pool at random: at most 5 % should seem to differ anywhere; 7 would be 1 case in 140."""
+    """16 ways to divide one pool at random: at most 5 % should seem to differ anywhere; 4 would be 1 case in 140."""
     pool, alarms = records(INSTRUCTIONS[:90], [float(1 + number % 5) for number in range(90)]), 0
-    for number in range(40):
+    for number in range(16):
         mixed = [pool[place] for place in np.random.default_rng(number).permutation(len(pool))]
         alarms += bool(drift_of(tmp_path / str(number), mixed[30:], mixed[:30])["moved"])
-    assert alarms < 7
+    assert alarms < 4
 
 
 def test_korean_after_english_is_another_language_and_is_measured_in_characters(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_the_budget_holds_for_asking_again_too(tmp_path: Path) -> None:
 
 
 def test_pairs_of_samples_are_judged_together_again(tmp_path: Path) -> None:
-    """The score of an answer is that against the other answers to its prompt."""
+    """The score of an answer is that against all other answers to its prompt, so no prompt is asked about in part."""
 
     def samples(texts: list[str]) -> list[Record]:
         found = []
@@ -207,7 +207,7 @@ def test_pairs_of_samples_are_judged_together_again(tmp_path: Path) -> None:
         judge["rubric"] = "prompts/en/judge-pairwise.yaml"
         sections = {
             "generate": Generate(template="prompts/en/answer.yaml", samples=Samples(n=3)),
-            "refresh": Refresh(rejudged=30),
+            "refresh": Refresh(rejudged=32),
         }
         filtered(judged_by(tmp_path / "parent", judge, **sections), samples(old))
         given = judged_by(tmp_path / "child", judge, **sections)
