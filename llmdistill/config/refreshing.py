@@ -67,9 +67,11 @@ class Run(Settings):
     """Where shards are worked on; no setting here changes a result.
 
     `executor: ray` sends the shards of `generate` and `filter`, and the pieces of embeddings and signatures, to a Ray
-    cluster: that at `ray_address`, or one on this machine. Each worker takes `num_cpus` and `num_gpus`; there are
-    `num_workers` of them, None is as many as fit. `storage` is a folder that all nodes reach, as a path or an address
-    that fsspec knows (s3://, gs://); None is the run directory itself, on a disk they share.
+    cluster: that at `ray_address` (host:port), or one on this machine that nobody else reaches. Each worker takes
+    `num_cpus` and `num_gpus` and loads its own model; there are `num_workers` of them, None is as many as fit. The
+    limits of an `api` hold for each worker; a `budget` needs `executor: local`. `storage` is a folder that all nodes
+    reach, as a path or an address that fsspec knows (s3://, gs://); None is the run directory itself, on a disk they
+    share, where a shard that was lost half-way goes on and is not begun again.
     """
 
     executor: Annotated[Literal["local", "ray"], Execution] = "local"

@@ -43,8 +43,16 @@ class Answers:
     tokens_per_second: float | None
 
 
-def ask(contestant: Contestant, records: list[Record], pipeline: Pipeline, stage: Stage, depends_on: Parts) -> Answers:
-    """Greedy answers of one model; those on disk are not asked for again."""
+def ask(
+    contestant: Contestant,
+    records: list[Record],
+    pipeline: Pipeline,
+    stage: Stage,
+    depends_on: Parts,
+    *,
+    timed: bool = True,
+) -> Answers:
+    """Greedy answers of one model; those on disk are not asked for again. Only with `timed` is its speed measured."""
     settings = pipeline.evaluate
     sampling = Sampling(settings.max_new_tokens, repetition_penalty=settings.repetition_penalty)
     engine = LazyEngine.of(pipeline, contestant.settings, "evaluate")
@@ -53,7 +61,7 @@ def ask(contestant: Contestant, records: list[Record], pipeline: Pipeline, stage
         with stage.journal(key) as journal:
             requests = [contestant.request(record, sampling) for record in records]
             replies = complete_all(requests, journal, engine, f"answers of the {contestant.role}")
-            return Answers(replies, _speed(contestant, records, engine, journal))
+            return Answers(replies, _speed(contestant, records, engine, journal) if timed else None)
     finally:
         engine.close()
 

@@ -29,11 +29,7 @@ ROLES = ("teacher", "untrained", "student")
 
 def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     """Compare student, untrained student and teacher on the held-out prompts."""
-    template, template_hash = load_template(pipeline.teacher_template, TeacherTemplate)
-    asked_teacher: Parts = {
-        **model_parts("teacher", pipeline.teacher, find(pipeline.teacher)),
-        "generate.template_sha256": template_hash,
-    }
+    template, asked_teacher = teacher_asked(pipeline)
     asked_student = inputs_of(pipeline.run_path, "train")
     parts: Parts = {
         **flatten(pipeline.evaluate.digest_view(), "evaluate."),
@@ -65,26 +61,44 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     return stage.finish(counts, usage_from(replies, time.monotonic() - started), metrics={"table": table})
 
 
+def teacher_asked(pipeline: Pipeline) -> tuple[TeacherTemplate, Parts]:
+    """How the teacher is asked about a held-out prompt, and what its answers depend on."""
+    template, template_hash = load_template(pipeline.teacher_template, TeacherTemplate)
+    parts: Parts = {
+        **model_parts("teacher", pipeline.teacher, find(pipeline.teacher)),
+        "generate.template_sha256": template_hash,
+    }
+    return template, parts
+
+
 def _contestants(pipeline: Pipeline, template: TeacherTemplate) -> dict[str, Contestant]:
-    """The teacher is asked where it is; the students are local, loaded the way a local teacher would be."""
+    """The teacher is asked where it is; the students are local."""
     found = {"teacher": Contestant("teacher", pipeline.teacher, template)}
     for role in ("untrained", "student"):
-        path = str(pipeline.run_path / "train" / role)
-        like = pipeline.teacher
-        local = Model(model=path, dtype=like.dtype, device=like.device, batch_size=like.batch_size)
-        found[role] = Contestant(role, local)
+        found[role] = Contestant(role, like_teacher(pipeline, pipeline.run_path / "train" / role))
     return found
+
+
+def like_teacher(pipeline: Pipeline, path: Path) -> Model:
+    """A student in a directory, loaded the way a local teacher would be."""
+    like = pipeline.teacher
+    return Model(model=str(path), dtype=like.dtype, device=like.device, batch_size=like.batch_size)
 
 
 def _weights(pipeline: Pipeline) -> dict[str, ModelSource]:
-    """Where the weights of each model lie; a served teacher may have none, or a tokenizer of another kind."""
+    """Where the weights of each model lie; the teacher may have none."""
     train_dir = pipeline.run_path / "train"
     found = {role: ModelSource(role, train_dir / role, role) for role in ("untrained", "student")}
-    if pipeline.has_teacher_weights:
-        teacher = find_weights(pipeline.teacher)
-        if same_tokens(teacher, found["student"]):
-            return {"teacher": teacher, **found}
-    return found
+    teacher = teacher_weights(pipeline, found["student"])
+    return {"teacher": teacher, **found} if teacher else found
+
+
+def teacher_weights(pipeline: Pipeline, student: ModelSource) -> ModelSource | None:
+    """The teacher's weights; None where a server keeps them, or where its tokens are not the student's."""
+    if not pipeline.has_teacher_weights:
+        return None
+    teacher = find_weights(pipeline.teacher)
+    return teacher if same_tokens(teacher, student) else None
 
 
 def _has_text(answers: Answers, record: Record) -> bool:

@@ -44,9 +44,7 @@ def child_of(pipeline: Pipeline, run_dir: Path, champion_dir: Path) -> Pipeline:
     if settings.student == "continue":
         wanted = {"learning_rate": settings.learning_rate, "epochs": settings.epochs}
         train = {key: value for key, value in wanted.items() if value is not None}
-        changes["student"] = Student(
-            model=str(champion_dir / "train" / "student"), quantize=pipeline.student.quantize
-        )
+        changes["student"] = Student(model=str(champion_dir / "train" / "student"), quantize=pipeline.student.quantize)
         changes["train"] = pipeline.train.model_copy(update=train)
         changes["curate"] = pipeline.curate.model_copy(update={"embed": _pinned(pipeline)})
     return pipeline.model_copy(update=changes)

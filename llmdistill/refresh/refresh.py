@@ -147,6 +147,9 @@ class _Refresh:
 
     def make(self, fresh: bool, retry_failed: bool) -> Outcome:
         """Every step of the version; those that are done are skipped."""
+        from llmdistill.refresh.gate import check
+
+        check(self.pipeline)
         check_generation(self.pipeline)
         take_over(self.parent_dir, self.dir, self.parent.number)
         if not fresh:
@@ -196,7 +199,7 @@ class _Refresh:
         from llmdistill.refresh.drift import drift
         from llmdistill.refresh.gate import compare
 
-        found = compare(self.pipeline, self.champion_dir, self.champion.number)
+        found = compare(self.pipeline, self.champion_dir, self.champion.number, learned_from=self._learned_from())
         failpoint("refresh.after_gate")
         drifted = drift(self.pipeline, self.parent_dir)
         version = self._version(found, taken_in(self.dir, self.stages), before)
@@ -206,7 +209,15 @@ class _Refresh:
         if found.promoted:
             self.line.promote(self.number)
         what = PROMOTED if found.promoted else REFUSED
-        return _outcome(self.line, what, self.number, f"version {self.number} is {what}: {found.reason}{_took(version)}")
+        return _outcome(
+            self.line, what, self.number, f"version {self.number} is {what}: {found.reason}{_took(version)}"
+        )
+
+    def _learned_from(self) -> list[Path]:
+        """Whose records the weights of the champion have seen before its own, where students go on from each other."""
+        if self.pipeline.refresh.student != "continue":
+            return []
+        return [self.line.dir_of(number) for number in self.line.reign() if number != self.champion.number]
 
     def _version(self, found: GateResult, taken: Taken, before: Version | None) -> Version:
         news = news_of(self.dir, self.parent_dir)

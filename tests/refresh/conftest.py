@@ -31,9 +31,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="session")
-def begun(
-    server: FakeTeacher, zygote: Zygote, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Lineage:
+def begun(server: FakeTeacher, zygote: Zygote, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Lineage:
     """A line with version 0; not to be changed."""
     line = Lineage(tmp_path_factory.mktemp("line"), server, tiny_model, zygote)
     line.write(instructions(FIRST))
