@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 
 from llmdistill.config import Model, Pipeline
+from llmdistill.run.executor import leaving_cluster
 from llmdistill.run.files import make_dir, write_json
 from llmdistill.run.lock import locked
 from llmdistill.run.manifest import Manifest, read_manifest
@@ -55,7 +56,7 @@ def run_stages(
         LlmdistillError: a stage could not finish; what it did so far is kept.
     """
     manifests = {}
-    with locked(pipeline.run_path):
+    with locked(pipeline.run_path), leaving_cluster():
         write_json(make_dir(pipeline.run_path) / "config.json", pipeline.model_dump(mode="json"))
         first = next((name for name in names if name in NEED_MODELS), None)
         for name in names:

@@ -8,6 +8,7 @@ something else is known, and computed again. A pool that grows, shrinks or is pu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from llmdistill.config import Run
+from llmdistill.run.executor import executor_of, opened
 from llmdistill.run.failpoint import failpoint
 from llmdistill.run.files import make_dir, sha256_of, write_bytes, writing
 from llmdistill.run.progress import progress, say
@@ -25,6 +28,9 @@ from llmdistill.run.progress import progress, say
 PIECE_ROWS = 4096
 ON_DISK_BYTES = 1 << 28
 """Results from this size on lie in a file instead of memory."""
+
+HERE = Run()
+"""Computes in this process."""
 
 _KEY = np.dtype("S16")
 _NAME_DIGITS = 32
@@ -42,6 +48,7 @@ def cached(
     *,
     what: str = "compute rows",
     piece_rows: int = PIECE_ROWS,
+    run: Run = HERE,
 ) -> np.ndarray:
     """Rows of `texts`, [texts, width]: each distinct text is computed once, in this run or an earlier one.
 
@@ -53,6 +60,7 @@ def cached(
         key: names what the rows depend on beside the text: model, revision, settings.
         compute: is given texts in the order of their hashes, at most `piece_rows` at a time.
         what: name of the work, for the progress bar.
+        run: where it is computed.
 
     Returns:
         An array of its own; a large one is mapped from a file that is deleted already.
@@ -70,14 +78,21 @@ def cached(
     pieces = list(_intact_pieces(place))
     missing = np.flatnonzero(~_known(pieces, distinct))
     if len(missing):
-        with progress(what, len(distinct), len(distinct) - len(missing)) as bar:
-            for start in range(0, len(missing), piece_rows):
-                wanted = missing[start : start + piece_rows]
-                rows = np.asarray(compute([texts[position] for position in first[wanted]]))
-                pieces.append(_write_piece(place, distinct[wanted], rows))
+        wanted = [missing[start : start + piece_rows] for start in range(0, len(missing), piece_rows)]
+        items = ((key, compute, [texts[position] for position in first[some]]) for some in wanted)
+        computed = contextlib.closing(executor_of(run).map(_rows_of, items))
+        with computed as results, progress(what, len(distinct), len(distinct) - len(missing)) as bar:
+            for number, rows in results:
+                pieces.append(_write_piece(place, distinct[wanted[number]], rows))
                 failpoint("cache.after_piece")
-                bar.advance(len(wanted))
+                bar.advance(len(rows))
     return _assembled(place, pieces, distinct, inverse)
+
+
+def _rows_of(item: tuple[str, Compute, list[str]]) -> np.ndarray:
+    """Rows of some texts. A worker keeps what computes them, which has loaded its model, for the next ones."""
+    key, compute, texts = item
+    return np.asarray(opened(key, lambda: compute)(texts))
 
 
 def hashes_of(texts: Iterable[str]) -> np.ndarray:

@@ -61,7 +61,8 @@ class Work:
 
     def signed(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, width] MinHash signatures, each computed once."""
-        return cached(self.cache_dir, f"signatures-{SIGNATURE_VERSION}", texts, signatures, what="signatures")
+        key, run = f"signatures-{SIGNATURE_VERSION}", self.pipeline.run
+        return cached(self.cache_dir, key, texts, signatures, what="signatures", run=run)
 
     def questions(self, rows: np.ndarray) -> list[str]:
         """Texts of the rows' prompts."""

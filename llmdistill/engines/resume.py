@@ -19,6 +19,7 @@ from llmdistill.engines.prices import cost_of, price_of
 from llmdistill.errors import ConfigError, Interrupted
 from llmdistill.run.budget import Purse, Spend, spent_in
 from llmdistill.run.digest import Parts, digest_of
+from llmdistill.run.executor import close, opened
 from llmdistill.run.failpoint import failpoint
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import Usage
@@ -52,7 +53,8 @@ class LazyEngine:
     def get(self) -> Engine:
         """The engine, open by now."""
         if self._engine is None:
-            self._engine = open_engine(self.settings, self.source, self._state_dir)
+            key = digest_of({"model": self.settings.model_dump(mode="json"), "source": str(self.source)})
+            self._engine = opened(key, lambda: open_engine(self.settings, self.source, self._state_dir))
         return self._engine
 
     def purse(self) -> Purse:
@@ -61,9 +63,9 @@ class LazyEngine:
         return Purse(self._budget, spent_in(self._run_dir) if limited else Spend())
 
     def close(self) -> None:
-        """Free the model, if it was loaded."""
+        """Free the model, if it was loaded; a worker keeps it for the next shard."""
         if self._engine is not None:
-            self._engine.close()
+            close(self._engine)
             self._engine = None
 
 

@@ -66,9 +66,14 @@ Examine = Callable[[int, list[Record]], list[Look]]
 
 
 class JudgedStore:
-    """The folder of one way to judge."""
+    """The folder of one way to judge.
+
+    Attributes:
+        parts: all that what is said depends on.
+    """
 
     def __init__(self, stage: Stage, parts: Parts) -> None:
+        self.parts = parts
         self.dir = stage.dir / "journal" / f"judged-{digest_of(parts)[:16]}"
 
     @property

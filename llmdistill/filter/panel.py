@@ -139,6 +139,11 @@ class Panel:
         words = [form.judgements(records, group.reader(form)) for group, form in self._jurors]
         return [_judged(judgements) for judgements in zip(*words, strict=True)]
 
+    @property
+    def journals(self) -> list[Parts]:
+        """What the rows of each of its journals depend on."""
+        return [group.parts for group in self._groups.values()]
+
     def usage(self, seconds: float) -> Usage:
         """What everything asked for these records took, whichever process asked."""
         usages = (group.tally.usage(0.0) for group in self._groups.values())

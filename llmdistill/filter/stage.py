@@ -11,12 +11,15 @@ from dataclasses import replace
 
 from llmdistill.config import Pipeline
 from llmdistill.errors import UsageError
+from llmdistill.filter.apart import judge_apart
 from llmdistill.filter.earlier import ROUND, begin_round, earlier_of, round_of
 from llmdistill.filter.judged import JudgedStore, judge_all
 from llmdistill.filter.panel import Panel
 from llmdistill.filter.threshold import Rule, apply
 from llmdistill.run.digest import Parts, digest_of, flatten
+from llmdistill.run.executor import is_apart
 from llmdistill.run.manifest import Manifest
+from llmdistill.run.shards import absorb
 from llmdistill.run.stage import Stage, begin, inputs_of, table_readers
 from llmdistill.verify.records import RecordVerifier
 
@@ -54,7 +57,9 @@ def _run(pipeline: Pipeline, panel: Panel | None, fresh: bool, retry_failed: boo
     if retry_failed and store.num_failed:
         store.reopen()
     if not store.finished:
-        judge_all(pipeline, stage, store, verifier, panel)
+        absorb(stage)
+        judge = judge_apart if is_apart(pipeline.run) else judge_all
+        judge(pipeline, stage, store, verifier, panel)
     return _apply(pipeline, stage, store, rule, started)
 
 

@@ -9,14 +9,17 @@ from llmdistill.config import Model, Pipeline
 from llmdistill.engines.terms import check_terms
 from llmdistill.errors import InputError
 from llmdistill.generate.answers import Answers
+from llmdistill.generate.apart import answer_apart, check_mode
 from llmdistill.generate.attempts import checking_parts
 from llmdistill.generate.evolve import Evolved
 from llmdistill.generate.imports import Imported, read_imports
 from llmdistill.generate.prompts import PromptSet, input_hashes, read_prompts
 from llmdistill.generate.synthesis import Synthesis
 from llmdistill.run.digest import Parts, flatten
+from llmdistill.run.executor import is_apart
 from llmdistill.run.files import read_json
 from llmdistill.run.manifest import Counts, Manifest
+from llmdistill.run.shards import absorb
 from llmdistill.run.stage import HELD_OUT, Stage, begin, inputs_of, write_part, write_records
 from llmdistill.templates import TeacherTemplate, load_template
 
@@ -89,6 +92,8 @@ def run(pipeline: Pipeline, *, fresh: bool = False, retry_failed: bool = False) 
         BudgetError, TryLaterError, ServerError: it had to stop; the answers so far are kept.
     """
     mode = MODES[pipeline.generate.mode](pipeline)
+    if is_apart(pipeline.run):
+        check_mode(pipeline)
     # Only what changes the answers costs anything to change; how they are parsed does not.
     parts = {
         **flatten(pipeline.generate.digest_view(), "generate."),
@@ -103,6 +108,9 @@ def run(pipeline: Pipeline, *, fresh: bool = False, retry_failed: bool = False) 
         return stage
     for key, model in teachers_of(pipeline).items():
         check_terms(model, key)
+    absorb(stage)
+    if is_apart(pipeline.run) and isinstance(mode, Answers):
+        return answer_apart(pipeline, mode, stage)
     return mode.run(stage)
 
 

@@ -23,6 +23,7 @@ from llmdistill.run.lock import locked
 from llmdistill.run.manifest import read_manifest
 from llmdistill.templates import TeacherTemplate, load_template
 from llmdistill.train.checks import check_training
+from llmdistill.train.nodes import check_nodes, instructions
 
 _ANSWERING = ("rationale", "answer")
 
@@ -36,6 +37,7 @@ class Plan:
         num_measured: answers of the teacher that the estimate rests on; 0: tokens and cost are upper bounds.
         total: the sum of the stages, with the interval of the whole.
         warnings: the known traps that apply.
+        launch: how training is started on several machines; empty for one.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Plan:
     num_measured: int
     total: Step
     warnings: list[Warning]
+    launch: str = ""
 
     @property
     def is_free(self) -> bool:
@@ -88,7 +91,9 @@ def make_plan(pipeline: Pipeline, sample: int = 0) -> Plan:
     notes = [*_notes(pipeline, prompts, weights), *answers.notes, _basis(len(completions), _asks_plainly(pipeline))]
     notes += money_notes(pipeline, models, steps, total)
     warnings = warnings_of(pipeline, prompts, _num_trained(pipeline, steps))
-    return Plan(pipeline.name, str(pipeline.run_path), steps, notes, models, len(completions), total, warnings)
+    check_nodes(pipeline.train)
+    launch = instructions(pipeline.train, pipeline.run_path)
+    return Plan(pipeline.name, str(pipeline.run_path), steps, notes, models, len(completions), total, warnings, launch)
 
 
 def _check_sample(pipeline: Pipeline) -> None:

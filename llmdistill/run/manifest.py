@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,12 @@ def read_manifest(stage_dir: Path) -> Manifest | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, without importing them."""
+    return dict(_found_packages())
+
+
+@cache
+def _found_packages() -> dict[str, str]:
+    """Once for a process: a worker writes a manifest for every shard, and looking takes longer than all else."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -30,7 +30,16 @@ from llmdistill.errors import ChangedError, DamagedError, StageError
 from llmdistill.record import REJECT_SCHEMA, Record, Reject, from_row, rejects_to_table, to_table
 from llmdistill.run.digest import Parts, differences, digest_of
 from llmdistill.run.failpoint import failpoint
-from llmdistill.run.files import make_dir, read_json, read_table, sha256_of, write_json, write_table, writing
+from llmdistill.run.files import (
+    make_dir,
+    read_json,
+    read_table,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_table,
+    writing,
+)
 from llmdistill.run.journal import Journal
 from llmdistill.run.manifest import FILE_NAME, Counts, Manifest, Usage, package_versions, read_manifest
 from llmdistill.run.tables import appending, in_threads, read_columns
@@ -84,16 +93,15 @@ class Stage:
         num_shards = num_input = 0
         for index, records in enumerate(shards):
             num_shards, num_input = index + 1, num_input + len(records)
-            part = part_path(self.dir, index)
-            if not part.exists() or not self._rejects_known(index):
+            if not self.has_shard(index):
                 outcome = work(records)
                 split = Split(to_table(outcome.kept), rejects_to_table(outcome.rejected))
                 self._check_shard(index, pa.array([record.id for record in records], pa.string()), split)
                 write_table(self._rejects_path(index), split.rejected)
                 failpoint("stage.between_files")
-                write_table(part, split.kept)
+                write_table(part_path(self.dir, index), split.kept)
             failpoint("stage.after_shard")
-        return self._merge_rejects(num_shards, num_input)
+        return self.merge_rejects(num_shards, num_input)
 
     def run_tables(self, shards: Iterable[ReadTable], work: Callable[[int, pa.Table], Split]) -> Counts:
         """Apply `work`, which is so cheap that after a kill all of it is done again, to the number and rows of shards.
@@ -126,13 +134,28 @@ class Stage:
         missing, extra = list(came_in - went_out)[:3], list(went_out - came_in)[:3]
         raise StageError(f"shard {index} of {self.name} lost {missing} and gained {extra}", where=self.dir)
 
-    def _rejects_known(self, index: int) -> bool:
-        return (self.dir / REJECTS).exists() or self._rejects_path(index).exists()
+    @property
+    def working_dir(self) -> Path:
+        """What is of no use once the stage is finished."""
+        return self.dir / _WORKING
+
+    def has_shard(self, index: int) -> bool:
+        """Whether a shard is finished."""
+        rejects_known = (self.dir / REJECTS).exists() or self._rejects_path(index).exists()
+        return rejects_known and part_path(self.dir, index).exists()
+
+    def put_shard(self, index: int, part: Path, rejects: Path) -> None:
+        """Put the files of a shard that was worked on elsewhere in their places."""
+        write_bytes(self._rejects_path(index), rejects.read_bytes())
+        failpoint("stage.between_files")
+        write_bytes(part_path(self.dir, index), part.read_bytes())
+        failpoint("stage.after_shard")
 
     def _rejects_path(self, index: int) -> Path:
-        return self.dir / _WORKING / f"rejects-{index:05d}.parquet"
+        return self.working_dir / f"rejects-{index:05d}.parquet"
 
-    def _merge_rejects(self, num_shards: int, num_input: int) -> Counts:
+    def merge_rejects(self, num_shards: int, num_input: int) -> Counts:
+        """Make one file of the rejects of all shards, which are finished; gives what became of the records."""
         path = self.dir / REJECTS
         if not path.exists():
             with appending(path, REJECT_SCHEMA) as append:
@@ -162,7 +185,7 @@ class Stage:
         counts.check(self.name)
         if usage is None:
             usage = Usage(seconds=round(time.monotonic() - self._started, 1))
-        shutil.rmtree(self.dir / _WORKING, ignore_errors=True)
+        shutil.rmtree(self.working_dir, ignore_errors=True)
         files = sorted([*self.dir.glob("*.parquet"), *more_outputs])
         outputs = {str(path.relative_to(self.dir)): sha256_of(path) for path in files}
         manifest = Manifest(

@@ -91,8 +91,9 @@ def _check_devices(settings: Train) -> None:
     if device != "cuda":
         what = f"train.device {device} is one device, and there are {settings.num_processes} processes"
         raise ConfigError(what, where="train.num_processes", do="set train.device: cuda or cpu, or one process")
-    if torch.cuda.device_count() < settings.num_processes:
-        what = f"there are {torch.cuda.device_count()} GPUs for {settings.num_processes} processes"
+    here = settings.num_processes // settings.num_nodes
+    if torch.cuda.device_count() < here:
+        what = f"there are {torch.cuda.device_count()} GPUs for {here} processes"
         raise ConfigError(what, where="train.num_processes", do="take fewer processes, or train.device: cpu")
 
 
@@ -113,7 +114,8 @@ def _from_accelerate(path: Path, num_processes: int) -> tuple[dict[str, str], bo
         raise ConfigError(what, where=path, do="see pipelines/accelerate/") from error
     others = ("use_deepspeed", "use_megatron_lm", "tpu", "use_parallelism_config")
     if any(getattr(parsed, name, False) for name in others) or (parsed.num_machines or 1) > 1:
-        raise ConfigError("only DDP and FSDP on one machine are supported", where=path, do="see pipelines/accelerate/")
+        what = "only DDP and FSDP are supported, and the number of machines is train.num_nodes"
+        raise ConfigError(what, where=path, do="see pipelines/accelerate/")
     # It writes down its own guess at the number of threads, which is 1.
     changed = {name: value for name, value in found.items() if os.environ.get(name) != value}
     return {name: value for name, value in changed.items() if name != "OMP_NUM_THREADS"}, bool(parsed.use_fsdp)
@@ -127,6 +129,17 @@ def train_in_processes(
     Raises:
         LlmdistillError: what one of the processes could not do; none of them is left then.
     """
+    folder = write_job(pipeline, stage_dir, examples, start)
+    with _started(folder, pipeline.train.num_processes, launch) as processes:
+        _wait(processes)
+        if any(process.returncode for process in processes):
+            raise _what_happened(folder, processes)
+    log: list[dict[str, Any]] = read_json(folder / "log.json")
+    return log
+
+
+def write_job(pipeline: Pipeline, stage_dir: Path, examples: list[Example], start: Path | None) -> Path:
+    """Write what is to be done where the processes find it; gives the folder."""
     folder = stage_dir / "working"
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,12 +147,7 @@ def train_in_processes(
     job = {"pipeline": pipeline.model_dump(mode="json"), "stage_dir": str(stage_dir), "start": start and str(start)}
     write_json(folder / "job.json", job)
     save_examples(folder / "examples.parquet", examples)
-    with _started(folder, pipeline.train.num_processes, launch) as processes:
-        _wait(processes)
-        if any(process.returncode for process in processes):
-            raise _what_happened(folder, processes)
-    log: list[dict[str, Any]] = read_json(folder / "log.json")
-    return log
+    return folder
 
 
 def save_examples(path: Path, examples: list[Example]) -> None:
@@ -209,20 +217,36 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
 
 def _what_happened(folder: Path, processes: list[subprocess.Popen[bytes]]) -> LlmdistillError:
     """The error to show: one that is for the user, else a process that was killed, else what failed first."""
-    told = [read_json(path) for path in sorted(folder.glob("error-*.json"))]
-    told.sort(key=lambda report: (report["kind"] is None, report["time"]))
+    told = _told(folder)
     if told and told[0]["kind"]:
-        kind: type[LlmdistillError] = getattr(errors, told[0]["kind"])
-        return kind(told[0]["what"], where=told[0]["where"], do=told[0]["do"])
+        return _as_error(told[0], folder, len(processes))
     reported = {report["rank"] for report in told}
     for rank, process in enumerate(processes):
         if process.returncode and rank not in reported:
             advice = "if memory has run out, lower train.batch_size; the same command goes on from the last checkpoint"
             return StageError(f"process {rank} of {len(processes)} {_end_of(process.returncode)}", do=advice)
-    first = told[0]
+    return _as_error(told[0], folder, len(processes))
+
+
+def error_told(folder: Path, number: int) -> LlmdistillError | None:
+    """The error to show of those that processes have left in the folder; None when none has."""
+    told = _told(folder)
+    return _as_error(told[0], folder, number) if told else None
+
+
+def _told(folder: Path) -> list[dict[str, Any]]:
+    """What processes have left about their ends: first what is for the user, then what came first."""
+    told = [read_json(path) for path in sorted(folder.glob("error-*.json"))]
+    return sorted(told, key=lambda report: (report["kind"] is None, report["time"]))
+
+
+def _as_error(report: dict[str, Any], folder: Path, number: int) -> LlmdistillError:
+    if report["kind"]:
+        kind: type[LlmdistillError] = getattr(errors, report["kind"])
+        return kind(report["what"], where=report["where"], do=report["do"])
     return StageError(
-        f"process {first['rank']} of {len(processes)} failed: {first['what']}",
-        where=folder / f"error-{first['rank']}.json",
+        f"process {report['rank']} of {number} failed: {report['what']}",
+        where=folder / f"error-{report['rank']}.json",
         do="the file has the details; the same command goes on from the last checkpoint",
     )
 

@@ -34,6 +34,7 @@ from llmdistill.templates import TeacherTemplate, load_template
 from llmdistill.train.checks import check_training
 from llmdistill.train.fit import train_student, untrained_source, weights_dtype
 from llmdistill.train.launch import Launch, launch_of, train_in_processes
+from llmdistill.train.nodes import check_nodes, train_on_nodes
 from llmdistill.train.student import save_model
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def run(pipeline: Pipeline, *, fresh: bool = False) -> Manifest:
     if isinstance(stage, Manifest):
         shutil.rmtree(pipeline.run_path / "train" / "checkpoints", ignore_errors=True)
         return stage
+    check_nodes(pipeline.train)
     launch = launch_of(pipeline.train)
     records = list(read_all(pipeline.run_path, "curate"))
     untrained_student(pipeline, stage.dir, records)
@@ -99,6 +101,8 @@ def _train(pipeline: Pipeline, stage_dir: Path, examples: list[Example], launch:
     start = latest_complete(stage_dir / "checkpoints", sharded=launch.sharded)
     if pipeline.train.num_processes == 1:
         return train_student(pipeline, stage_dir, examples, start)
+    if pipeline.train.num_nodes > 1:
+        return train_on_nodes(pipeline, stage_dir, examples, start)
     return train_in_processes(pipeline, stage_dir, examples, start, launch)
 
 

@@ -1,4 +1,6 @@
-"""One of several processes that train. Started by `launch`, with the folder of its job as the only argument.
+"""One of several processes that train, with the folder of its job as the only argument.
+
+Started by `launch`, or on several machines by `accelerate launch` (`nodes`).
 
 It ends when its input does, which is when the process that started it is gone, however that ended.
 """
@@ -25,7 +27,8 @@ _HOURS = 24
 
 def main() -> None:
     """Train this process's share of every step."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if not _by_torchrun():
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     try:
         _work(folder, rank)
@@ -35,6 +38,11 @@ def main() -> None:
         finally:
             # Not through Python's own end: it may wait for the other processes, which wait for this one.
             os._exit(1)
+
+
+def _by_torchrun() -> bool:
+    """Whether `accelerate launch` has started this on one of several machines; it ends its processes itself."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _end_with_parent() -> None:
@@ -60,7 +68,7 @@ def _work(folder: Path, rank: int) -> None:
 
 
 def _join(meeting: Path, rank: int, pipeline: Pipeline) -> None:
-    """Meet the other processes at a file: no port can be taken or be seen from outside."""
+    """Meet the other processes: on one machine at a file, so that no port can be taken or be seen from outside."""
     from datetime import timedelta
 
     import torch
@@ -70,16 +78,15 @@ def _join(meeting: Path, rank: int, pipeline: Pipeline) -> None:
 
     on_gpu = choose_device(pipeline.train.device) == "cuda"
     if on_gpu:
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # FSDP gathers the weights into the main memory, which NCCL cannot reach.
+    backend, hours = "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timedelta(hours=_HOURS)
+    if _by_torchrun():
+        distributed.init_process_group(backend, timeout=hours)
+        return
     number = pipeline.train.num_processes
-    distributed.init_process_group(
-        # FSDP gathers the weights into the main memory, which NCCL cannot reach.
-        "cuda:nccl,cpu:gloo" if on_gpu else "gloo",
-        store=distributed.FileStore(str(meeting), number),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=number,
-        timeout=timedelta(hours=_HOURS),
-    )
+    store = distributed.FileStore(str(meeting), number)  # type: ignore[attr-defined]
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=number, timeout=hours)
 
 
 def _leave() -> None:
@@ -107,3 +114,7 @@ def _report(folder: Path, rank: int, error: BaseException) -> None:
 def _one_line(error: BaseException) -> str:
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first}"
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,8 @@ def embed(texts: Sequence[str], settings: Embed, pipeline: Pipeline, cache_dir: 
         return tfidf(texts)
     key = f"vectors-{settings.method}-{digest_of(_parts(settings, source))[:16]}"
     what, piece_rows = f"embed ({settings.method})", _PIECE_ROWS[settings.method]
-    vectors = cached(cache_dir, key, texts, _compute(settings, source), what=what, piece_rows=piece_rows)
+    compute, run = _compute(settings, source), pipeline.run
+    vectors = cached(cache_dir, key, texts, compute, what=what, piece_rows=piece_rows, run=run)
     if settings.method != "sentence":
         centre(to_unit(vectors))
     return to_unit(vectors)
