@@ -35,6 +35,7 @@ from llmdistill.vision.dd.distribution import Distribution
 from llmdistill.vision.dd.gradient import Gradient, GradientDistillation, Matching, SiameseGradient
 from llmdistill.vision.dd.siamese import STRATEGY, Drawn, transformed
 from llmdistill.vision.dd.trajectory import Trajectory, TrajectoryDistillation, Untrained
+from llmdistill.vision.models import build
 from tests.bench.bench_kd import Memory
 from tests.vision.dd.references import matching_by_class
 from tests.vision.dd.references_dm import iterations_by_class
@@ -103,13 +104,17 @@ class MeansByClass(Distillation):
 class OneGraph(TrajectoryDistillation):
     """MTT with one graph through all steps."""
 
+    def __init__(self, task: Task, settings: Trajectory, experts: Untrained) -> None:
+        super().__init__(task, settings, experts)
+        self.plain = [build(task.net, task.data.shape, task.data.num_classes, 0).to(task.device)]
+
     def matched(
         self, start: torch.Tensor, target: torch.Tensor, chosen: list[tuple[torch.Tensor, Drawn]], step_size: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = self.synthesiser()
         batches = [(transformed(images[places], drawn), labels[places]) for places, drawn in chosen]
         rate = torch.tensor(step_size, dtype=start.dtype, device=start.device, requires_grad=True)
-        loss = unrolled_loss(self.inner[0].net, start, target, batches, rate)
+        loss = unrolled_loss(self.plain[0], start, target, batches, rate)
         torch.autograd.backward(loss, inputs=[*self.synthesiser.parameters(), rate])
         assert rate.grad is not None
         return loss.detach(), rate.grad

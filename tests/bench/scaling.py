@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--judge-share", type=float, default=0.3, help="time of a judgement beside that of an answer")
     parser.add_argument("--shard-records", type=int, default=1000)
     parser.add_argument("--lost-per-hour", type=float, default=0.01, help="workers lost, per worker")
-    parser.add_argument("--driver-ms", type=float, default=1.0, help="of the driver for a record that comes back")
+    parser.add_argument("--driver-ms", type=float, default=0.4, help="of the driver for a record, both stages")
     arguments = parser.parse_args()
     stages = stages_of(*(json.loads(path.read_text()) for path in (arguments.small, arguments.large)))
     one_machine(stages, arguments.memory * 1e9)
