@@ -51,7 +51,7 @@ def child_of(pipeline: Pipeline, run_dir: Path, champion_dir: Path) -> Pipeline:
 
 
 def _pinned(pipeline: Pipeline) -> Embed:
-    """The embedder as it is for the first student: vectors of another one could not be compared with those there are."""
+    """The embedder as it is for the first student: vectors of another one could not be compared with these."""
     embed = pipeline.curate.embed
     if embed.method != "static" or embed.model is not None or pipeline.student.model is None:
         return embed

@@ -14,8 +14,11 @@ from llmdistill.stages import ASK
 
 @dataclass(frozen=True)
 class Taken:
-    """What teacher and judges were asked for records; tokens read and written and US dollars (None when unknown) of
-    every answer, those to held-out prompts too; seconds of all stages."""
+    """What was taken.
+
+    Requests are those to teacher and judges for records; tokens read and written and US dollars (None when unknown) are
+    of every answer, those to held-out prompts too; seconds of all stages.
+    """
 
     requests: int
     tokens: int
