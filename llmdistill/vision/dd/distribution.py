@@ -11,7 +11,7 @@ from torch import nn
 from llmdistill.config.base import Positive
 from llmdistill.vision.data import bounds
 from llmdistill.vision.dd.base import Distillation, Method, Presets, Task
-from llmdistill.vision.dd.planes import Planes
+from llmdistill.vision.dd.blocks import fastest
 from llmdistill.vision.dd.redrawn import Redrawn
 from llmdistill.vision.dd.siamese import STRATEGY, Operation, draw, transformed
 from llmdistill.vision.models import embed
@@ -69,7 +69,8 @@ class DistributionDistillation(Distillation):
         drawn = draw(self.generator, self.settings.strategy)
         images, _ = self.synthesiser()
         real = self.task.real(self.settings.batch_real)
-        with Planes():
+        net, form = fastest(net)
+        with form:
             target = features_of_real(net, transformed(real.flatten(0, 1), drawn))
             made = embed(net, transformed(images, drawn))
         return distribution_loss(by_class(made, len(real)), by_class(target, len(real)))

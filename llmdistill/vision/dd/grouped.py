@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from llmdistill.vision.dd.blocks import fastest
 from llmdistill.vision.dd.planes import Planes
 
 Tensors = dict[str, torch.Tensor]
@@ -53,9 +54,10 @@ def real_gradients(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -
 def _mean_gradient(
     net: nn.Module, weights: tuple[torch.Tensor, ...], images: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
+    net, form = fastest(net)
     sums = [torch.zeros_like(weight) for weight in weights]
     for some, their in zip(*(torch.split(each, IMAGES_AT_ONCE) for each in (images, labels)), strict=True):
-        with torch.enable_grad(), Planes():
+        with torch.enable_grad(), form:
             loss = cross_entropy(net(some), their, reduction="sum")
         found = torch.autograd.grad(loss, weights)
         torch._foreach_add_(sums, found)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from llmdistill.vision.dd.blocks import swift
+
 Parameters = list[torch.Tensor]
 """Tensors in the order of a network's parameters."""
 
@@ -44,7 +46,7 @@ class Inner:
     """Cross-entropy of a network by its parameters."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.net = net.train()
+        self.net = swift(net.train())
         self.names = [name for name, _ in net.named_parameters()]
         self.shapes = [parameter.shape for parameter in net.parameters()]
         self.sizes = [parameter.numel() for parameter in net.parameters()]
