@@ -53,7 +53,14 @@ class Matching(Method):
 
     presets: ClassVar[Presets] = {
         "ci": {
-            None: {"batch_real": 64, "iterations": 10, "matchings": 4, "inner_epochs": 5},
+            None: {
+                "start": "real",
+                "learning_rate": 0.4,
+                "batch_real": 64,
+                "iterations": 10,
+                "matchings": 4,
+                "inner_epochs": 5,
+            },
             1: {"iterations": 60, "matchings": 1, "inner_epochs": 1},
         }
     }
