@@ -14,9 +14,9 @@ from llmdistill.filter.panel import Panel, seats_of
 from llmdistill.record import record_id
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.files import read_json, write_bytes, write_json
-from llmdistill.run.manifest import Usage, read_manifest
+from llmdistill.run.manifest import Usage
 from llmdistill.run.shards import Item, Result, Shard, Task, check_can_be_apart, check_same, run_shard, work_apart
-from llmdistill.run.stage import Stage, check_result, part_path, part_paths, read_records
+from llmdistill.run.stage import Stage, checked_part_paths, part_path, read_records
 from llmdistill.verify.records import RecordVerifier
 
 _INPUT = "generate/part-00000.parquet"
@@ -29,7 +29,7 @@ def judge_apart(
     started = time.monotonic()
     seats = seats_of(pipeline) if panel else []
     check_can_be_apart(pipeline, [("filter.judge.model", seat.model) for seat in seats])
-    paths = _inputs(pipeline)
+    paths = checked_part_paths(pipeline.run_path, "generate")
     owed = [_shard(index, path) for index, path in enumerate(paths) if not _is_made(store, index)]
     journals: list[Parts] = [*(panel.journals if panel else []), *([verifier.parts] if verifier else [])]
     asked = digest_of({**(panel.parts if panel else {}), **(verifier.parts if verifier else {})})
@@ -44,14 +44,6 @@ def judge_apart(
     work_apart(pipeline, stage, owed, len(paths), task)
     usage = sum((Usage(**read_json(_note_path(store, index))) for index in range(len(paths))), Usage())
     store.finish(replace(usage, seconds=round(time.monotonic() - started, 1)))
-
-
-def _inputs(pipeline: Pipeline) -> list[Path]:
-    folder = pipeline.run_path / "generate"
-    manifest, paths = read_manifest(folder), part_paths(folder)
-    for path in paths:
-        check_result(path, manifest)
-    return paths
 
 
 def _shard(index: int, path: Path) -> Shard:

@@ -16,9 +16,9 @@ from llmdistill.generate.attempts import checking_parts
 from llmdistill.generate.samples import expand
 from llmdistill.run.digest import Parts, digest_of
 from llmdistill.run.files import read_json, write_json
-from llmdistill.run.manifest import Manifest, Usage, read_manifest
+from llmdistill.run.manifest import Manifest, Usage
 from llmdistill.run.shards import Item, Result, Shard, Task, check_can_be_apart, check_same, run_shard, work_apart
-from llmdistill.run.stage import REJECTS, Stage, check_result, part_path, part_paths, read_records
+from llmdistill.run.stage import REJECTS, Stage, checked_part_paths, part_path, read_records
 from llmdistill.verify.records import RecordVerifier
 
 _INPUT = "prompts/part-00000.parquet"
@@ -33,7 +33,7 @@ def answer_apart(pipeline: Pipeline, answers: Answers, stage: Stage) -> Manifest
     started = time.monotonic()
     teachers = answers.teachers.all
     check_can_be_apart(pipeline, [(teacher.role, teacher.asker.engine.settings) for teacher in teachers])
-    paths = _inputs(pipeline)
+    paths = checked_part_paths(pipeline.run_path, "prompts")
     owed = [_shard(index, path, pipeline) for index, path in enumerate(paths) if not _is_made(stage, index)]
     journals: list[Parts] = [teacher.asker.asked for teacher in teachers]
     if pipeline.filter.verify is not None and checking_parts(pipeline):
@@ -48,15 +48,6 @@ def answer_apart(pipeline: Pipeline, answers: Answers, stage: Stage) -> Manifest
     )
     work_apart(pipeline, stage, owed, len(paths), task)
     return _finish(stage, len(paths), started)
-
-
-def _inputs(pipeline: Pipeline) -> list[Path]:
-    """The shards of the pool, each what the stage `prompts` wrote."""
-    folder = pipeline.run_path / "prompts"
-    manifest, paths = read_manifest(folder), part_paths(folder)
-    for path in paths:
-        check_result(path, manifest)
-    return paths
 
 
 def _shard(index: int, path: Path, pipeline: Pipeline) -> Shard:

@@ -202,8 +202,9 @@ class _Refresh:
         found = compare(self.pipeline, self.champion_dir, self.champion.number, learned_from=self._learned_from())
         failpoint("refresh.after_gate")
         drifted = drift(self.pipeline, self.parent_dir)
-        version = self._version(found, taken_in(self.dir, self.stages), before)
-        self._write_facts(version, found, drifted)
+        news = news_of(self.dir, self.parent_dir)
+        version = self._version(found, news, taken_in(self.dir, self.stages), before)
+        self._write_facts(version, found, news, drifted)
         run_stages(self.pipeline, ["report"], fresh=True)
         self.line.write(version)
         if found.promoted:
@@ -219,8 +220,7 @@ class _Refresh:
             return []
         return [self.line.dir_of(number) for number in self.line.reign() if number != self.champion.number]
 
-    def _version(self, found: GateResult, taken: Taken, before: Version | None) -> Version:
-        news = news_of(self.dir, self.parent_dir)
+    def _version(self, found: GateResult, news: News, taken: Taken, before: Version | None) -> Version:
         version = Version(
             number=self.number,
             outcome=PROMOTED if found.promoted else REFUSED,
@@ -247,8 +247,7 @@ class _Refresh:
         )
         return replace(version, requests=before.requests, seconds=before.seconds) if before else version
 
-    def _write_facts(self, version: Version, found: GateResult, drifted: Mapping[str, Any]) -> None:
-        news = news_of(self.dir, self.parent_dir)
+    def _write_facts(self, version: Version, found: GateResult, news: News, drifted: Mapping[str, Any]) -> None:
         facts = {
             "version": self.number,
             "parent": self.parent.number,

@@ -290,6 +290,14 @@ def part_paths(stage_dir: Path) -> list[Path]:
     return sorted(stage_dir.glob("part-*.parquet"))
 
 
+def checked_part_paths(run_dir: Path, name: str) -> list[Path]:
+    """Paths of a finished stage's shards, in order; one that is not what the stage wrote is a `DamagedError`."""
+    manifest, paths = read_manifest(run_dir / name), part_paths(run_dir / name)
+    for path in paths:
+        check_result(path, manifest)
+    return paths
+
+
 def reject_paths(stage_dir: Path) -> list[Path]:
     """Path of a stage's reject file, if it has one."""
     path = stage_dir / REJECTS
