@@ -105,7 +105,11 @@ class MLP(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; where the shape changes the shortcut is a 1x1 convolution."""
+    """Two 3x3 convolutions beside a shortcut; where the shape changes the shortcut is a 1x1 convolution.
+
+    Every `stride`-th pixel is taken before that convolution, which is the same as a convolution with a stride. oneDNN
+    writes past its buffer in the gradient of a narrow one with a stride (uxlfoundation/oneDNN issue 6035).
+    """
 
     def __init__(self, before: int, after: int, stride: int, norm: str, pixels: int) -> None:
         super().__init__()
@@ -113,13 +117,14 @@ class _Residual(nn.Module):
         self.norm1 = _norm(norm, after, pixels)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.norm2 = _norm(norm, after, pixels)
+        self.sampled = nn.Identity() if stride == 1 else nn.AvgPool2d(1, stride)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), _norm(norm, after, pixels))
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, bias=False), _norm(norm, after, pixels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
-        return (out + self.shortcut(x)).relu()
+        return (out + self.shortcut(self.sampled(x))).relu()
 
 
 class ResNet(nn.Module):
