@@ -120,12 +120,17 @@ def _first(line: Line, pipeline: Pipeline) -> Outcome:
 
 
 def _again(line: Line, pipeline: Pipeline, latest: Version, champion: Version) -> Outcome:
-    """Nothing is new; only another gate can make another decision."""
+    """Nothing is new; only another gate can make another decision, while the champion is the one of then."""
+    message = f"nothing new since version {latest.number}"
     if latest.outcome == REFUSED and latest.gate != gate_settings(pipeline):
-        known = line.version(latest.champion_before or 0) or champion
-        made = _Refresh(line, pipeline, _parent_of(line, latest), known, latest.number, latest.inputs)
-        return made.decide(latest)
-    return _outcome(line, NOTHING_NEW, latest.number, f"nothing new since version {latest.number}")
+        if champion.number == latest.champion_before:
+            made = _Refresh(line, pipeline, _parent_of(line, latest), champion, latest.number, latest.inputs)
+            return made.decide(latest)
+        message += (
+            f"; it was compared with version {latest.champion_before}, which has been rolled back since, so that the "
+            "new gate waits for the next version"
+        )
+    return _outcome(line, NOTHING_NEW, latest.number, message)
 
 
 def _parent_of(line: Line, version: Version) -> Version:

@@ -15,7 +15,8 @@ from llmdistill.run.manifest import Manifest, read_manifest
 from llmdistill.run.stage import read_shards
 from tests.engines.loopback import Answer, Seen, chat, serving
 from tests.filter.judging import asked, fenced, judged_by, judging, model, record
-from tests.filter.killing import KILLED, Kill, killing
+from tests.filter.killing import Kill, killing
+from tests.forking import KILLED
 from tests.runs import finish_stage
 
 RECORDS = [record(f"질문 {n}번: 바다는 왜 짠가요?", f"등급 {1 + n % 5}") for n in range(12)]

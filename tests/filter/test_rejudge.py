@@ -19,8 +19,9 @@ from llmdistill.filter.earlier import round_of
 from llmdistill.record import Record, from_row
 from llmdistill.run.stage import part_paths
 from tests.filter.judging import fenced, judged_by, judging, model, record
-from tests.filter.killing import KILLED, Kill, killing
+from tests.filter.killing import Kill, killing
 from tests.filter.test_filter_stage import results, with_threshold
+from tests.forking import KILLED
 from tests.runs import finish_stage, pipeline
 from tests.tiny import REPO
 

@@ -11,7 +11,8 @@ import pytest
 
 from llmdistill.config import Pipeline
 from llmdistill.refresh.gate import compare
-from tests.refresh.gate_killing import KILLED, Compare, comparing
+from tests.forking import KILLED
+from tests.refresh.gate_killing import Compare, comparing
 from tests.refresh.gate_runs import NUM_HELD_OUT, TEXT, World, alone, settings
 
 POINTS = (

@@ -62,6 +62,19 @@ def test_another_margin_decides_again_and_trains_nothing(line: Lineage) -> None:
     assert line.champion == line.run_dir / "refresh" / "0001"
 
 
+def test_another_margin_decides_nothing_where_the_champion_of_then_was_rolled_back(line: Lineage) -> None:
+    line.write(instructions(FIRST + NEW))
+    line.refresh()
+    line.write(instructions(FIRST + NEW), **RUINOUS)
+    line.refresh(code=5)
+    line.refresh("--rollback")
+    gate = {"measure": "teacher_text_ce", "min_records": 5, "margin": 1000}
+    line.write(instructions(FIRST + NEW), **RUINOUS, refresh={"gate": gate})
+    said = line.refresh()
+    assert "compared with version 1" in said and "rolled back" in said
+    assert line.champion == line.run_dir and line.version(2)["outcome"] == "refused"
+
+
 def test_going_on_from_the_champion_begins_with_its_weights(line: Lineage) -> None:
     from safetensors.torch import load_file
 
