@@ -23,6 +23,8 @@ from llmdistill.run.executor import Local, close, close_kept, executor_of, opene
 
 NEEDS_RAY = "needs llmdistill[ray]"
 ON_RAY = Run(executor="ray", num_cpus=0.5)
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+"""Those of this process; one that was started in the background ignores SIGINT."""
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +145,7 @@ def test_a_cluster_of_this_machine_listens_on_this_machine_alone(ray_here):
 
 
 def test_signal_handlers_are_those_from_before(ray_here):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert {number: signal.getsignal(number) for number in HANDLERS} == HANDLERS
 
 
 def test_rows_computed_on_a_cluster_are_those_computed_here(ray_here, tmp_path):
