@@ -8,7 +8,7 @@ quickstart: .venv/ready
 	$(BIN)/llmdistill run pipelines/quickstart.yaml
 
 test: .venv/ready-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest tests/engines/test_vllm_engine.py tests/signals/test_capture_vllm.py tests/e2e/test_vllm.py

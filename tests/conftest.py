@@ -15,6 +15,11 @@ from tests.tiny import REPO, save_tiny_model
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for a server or a clock."""
+    return 1 + len(os.sched_getaffinity(0))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a small real model."""
@@ -26,7 +31,7 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line as a process of its own, in a folder of its own."""
 
     def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(REPO), "COLUMNS": "120", "OMP_NUM_THREADS": "2"}
+        environment = {**os.environ, "PYTHONPATH": str(REPO), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
         environment.update(options.pop("env", {}))  # type: ignore[arg-type]
         return subprocess.run(
             [sys.executable, "-m", "llmdistill", *map(str, arguments)],
