@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,34 +17,39 @@ def _interval(value: dict[str, float]) -> str:
 
 
 _HISTORY: dict[str, Callable[[dict[str, Any]], str]] = {
-    "version": lambda row: f"{row['number']}",
-    "finished": lambda row: str(row["finished"])[:16].replace("T", " "),
-    "prompts": lambda row: f"{row['prompts']:,}",
-    "new": lambda row: f"{row['new']:,}",
+    "v": lambda row: f"{row['number']}",
+    "finished": lambda row: str(row["finished"])[:16].replace("T", "\n"),
+    "prompts": lambda row: f"{row['prompts']:,}\n{row['new']:,} new",
     "chosen": lambda row: f"{row['chosen']:,}",
-    "measure": lambda row: str(row["measure"] or "-"),
-    "score": lambda row: "-" if row["score"] is None else f"{row['score']:.4g}",
-    "against champion": lambda row: _against(row),
-    "requests": lambda row: f"{row['requests']:,}",
-    "cost": lambda row: "unknown" if row["cost"] is None else f"${row['cost']:,.2f}",
-    "now": lambda row: str(row["now"]),
+    "score": lambda row: _score(row),
+    "requests": lambda row: f"{row['requests']:,}\n{_cost(row['cost'])}",
+    "now": lambda row: str(row["now"]).replace(" ", "\n"),
 }
 
 
-def _against(row: dict[str, Any]) -> str:
+def _score(row: dict[str, Any]) -> str:
     if row["difference"] is None:
         return "-"
-    return f"{row['difference']:+.3g} ({row['low']:+.3g} to {row['high']:+.3g}) v{row['champion_before']}"
+    against = f"{row['difference']:+.3g} from {row['champion_before']}"
+    return f"{row['score']:.4g}\n{against}\n{row['low']:+.2g} to {row['high']:+.2g}"
+
+
+def _cost(cost: float | None) -> str:
+    return "unknown" if cost is None else f"${cost:,.2f}"
 
 
 def print_history(rows: list[dict[str, Any]]) -> None:
-    """One row a version, the oldest first."""
+    """One row a version, the oldest first; fits 80 columns."""
     if not rows:
         print("no version yet: llmdistill refresh makes the first")
         return
-    shown = Table(title="versions", title_justify="left")
+    measures = dict.fromkeys(row["measure"] for row in rows if row["measure"])
+    shown = Table(title="versions", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    shown.show_lines, shown.pad_edge, shown.padding = True, False, (0, 1, 0, 0)
+    if measures:
+        shown.caption = f"score: {', '.join(measures)}, and its difference from the champion of then"
     for name in _HISTORY:
-        shown.add_column(name, justify="left" if name in ("finished", "measure", "now") else "right")
+        shown.add_column(name, justify="left" if name in ("finished", "now") else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*(form(row) for form in _HISTORY.values()))
     Console().print(shown)
