@@ -15,6 +15,7 @@ from tests.tiny import REPO, save_tiny_model
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: many tests wait for a server or a clock."""
     return 1 + len(os.sched_getaffinity(0))
