@@ -149,7 +149,7 @@ class _Training:
         self.since = now
 
 
-def accuracy(net: nn.Module, part: Part, batch_size: int = 500) -> float:
+def accuracy(net: nn.Module, part: Part, batch_size: int = 100) -> float:
     """Share of images whose greatest logit is that of their label; the network is in evaluation mode meanwhile."""
     with evaluating(net), torch.no_grad():
         right = [(net(batch.images).argmax(-1) == batch.labels).sum() for batch in batches(part, batch_size, None)]

@@ -16,7 +16,9 @@ from torch import nn
 
 from llmdistill.config.base import NotNegative, Positive
 from llmdistill.vision.dd.base import Distillation, Method, Presets, Task
+from llmdistill.vision.dd.blocks import swift
 from llmdistill.vision.dd.siamese import Operation, draw, transformed
+from llmdistill.vision.dd.training import train_step
 from llmdistill.vision.models import ConvNet, feature_names, features_of
 
 Features = Sequence[torch.Tensor]
@@ -191,17 +193,14 @@ class CafeDistillation(Distillation):
         for start in range(0, len(order), self.settings.batch_train):
             chosen = order[start : start + self.settings.batch_train]
             drawn = draw(self.generator, self.settings.strategy)
-            optimiser.zero_grad(set_to_none=True)
-            logits = net(transformed(images[chosen], drawn))
-            torch.autograd.backward(nn.functional.cross_entropy(logits, labels[chosen]))
-            optimiser.step()
+            train_step(net, optimiser, transformed(images[chosen], drawn), labels[chosen])
 
     @torch.no_grad()
     def probe(self, net: nn.Module) -> float:
         """Accuracy, 0 to 1, on newly drawn training images, the same number of each class."""
         images = self.task.real(self.settings.probe_images)
         labels = torch.arange(len(images), device=images.device)[:, None]
-        guesses = net(images.flatten(0, 1)).argmax(1).reshape(len(images), -1)
+        guesses = swift(net)(images.flatten(0, 1)).argmax(1).reshape(len(images), -1)
         return float((guesses == labels).float().mean())
 
 

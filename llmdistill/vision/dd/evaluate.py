@@ -16,6 +16,7 @@ from llmdistill.run.progress import say
 from llmdistill.vision.config import Net
 from llmdistill.vision.data import ImageData, Part
 from llmdistill.vision.dd.artefact import DistilledDataset
+from llmdistill.vision.dd.blocks import swift
 from llmdistill.vision.dd.protocol import Evaluation
 from llmdistill.vision.dd.training import train_on
 from llmdistill.vision.fit import accuracy
@@ -94,7 +95,7 @@ def evenly(part: Part, most: int) -> Part:
 
 def reached(net: nn.Module, part: Part, num_classes: int) -> float:
     """Accuracy of a network; that of chance where its weights are not finite."""
-    return accuracy(net, part) if is_finite(net) else 1 / num_classes
+    return accuracy(swift(net), part) if is_finite(net) else 1 / num_classes
 
 
 def is_finite(net: nn.Module) -> bool:

@@ -31,6 +31,7 @@ from llmdistill.run.progress import Progress, progress
 from llmdistill.vision.data import batches
 from llmdistill.vision.dd.base import Task
 from llmdistill.vision.dd.siamese import STRATEGY, Operation, draw, transformed
+from llmdistill.vision.dd.training import train_step
 from llmdistill.vision.models import build
 
 _ADVICE = "remove this file, then run the same command again"
@@ -189,9 +190,7 @@ class _Training:
         steps = 0
         for batch in batches(self.part, self.settings.batch_size, self.generator):
             images = transformed(batch.images, draw(self.generator, self.settings.strategy))
-            self.optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(nn.functional.cross_entropy(self.net(images), batch.labels))
-            self.optimiser.step()
+            train_step(self.net, self.optimiser, images, batch.labels)
             steps += 1
             if steps == most:
                 break

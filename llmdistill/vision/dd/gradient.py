@@ -11,12 +11,13 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 from llmdistill.config.base import Fraction, NotNegative, Positive
 from llmdistill.vision.dd.base import Distillation, Method, Presets, Task
 from llmdistill.vision.dd.grouped import Tensors, class_gradients, real_gradients
 from llmdistill.vision.dd.siamese import STRATEGY, Operation, draw, transformed
+from llmdistill.vision.dd.training import train_step
 
 SCHEDULE = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Matchings in an iteration and epochs of training between them, by images for each class, as published."""
@@ -170,9 +171,7 @@ class GradientDistillation(Distillation):
             order = torch.randperm(len(images), generator=self.task.generator).to(images.device)
             for chosen in torch.split(order, self.settings.batch_train):
                 change = draw(self.task.generator, self.settings.operations, len(chosen))
-                trainer.zero_grad(set_to_none=True)
-                torch.autograd.backward(cross_entropy(net(transformed(images[chosen], change)), labels[chosen]))
-                trainer.step()
+                train_step(net, trainer, transformed(images[chosen], change), labels[chosen])
 
 
 def fix_statistics(net: nn.Module, task: Task) -> None:
