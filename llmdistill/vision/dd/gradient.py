@@ -87,6 +87,14 @@ class Matching(Method):
 class Gradient(Matching):
     """DC."""
 
+    presets: ClassVar[Presets] = {
+        **Matching.presets,
+        "cpu": {
+            None: {"start": "real", "batch_real": 64, "iterations": 24, "inner_epochs": 10, "net_learning_rate": 0.05},
+            1: {"start": "noise", "iterations": 600, "inner_epochs": None, "net_learning_rate": 0.01},
+        },
+    }
+
     name: Literal["dc"] = "dc"
     start: Literal["noise", "real", "mean"] = "noise"
 
@@ -96,6 +104,14 @@ class SiameseGradient(Matching):
 
     The network is trained with them too, by numbers for each image, and without momentum, as in the paper's code.
     """
+
+    presets: ClassVar[Presets] = {
+        **Matching.presets,
+        "cpu": {
+            None: {"batch_real": 64, "iterations": 20, "inner_epochs": 5, "net_learning_rate": 0.1},
+            1: {"iterations": 300, "inner_epochs": None, "net_learning_rate": 0.01},
+        },
+    }
 
     name: Literal["dsa"] = "dsa"
     net_momentum: Fraction = 0.0
