@@ -192,7 +192,7 @@ class CafeDistillation(Distillation):
         order = torch.randperm(len(images), generator=self.generator).to(images.device)
         for start in range(0, len(order), self.settings.batch_train):
             chosen = order[start : start + self.settings.batch_train]
-            drawn = draw(self.generator, self.settings.strategy)
+            drawn = draw(self.generator, self.settings.strategy, len(chosen))
             train_step(net, optimiser, transformed(images[chosen], drawn), labels[chosen])
 
     @torch.no_grad()

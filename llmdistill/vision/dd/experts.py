@@ -189,8 +189,8 @@ class _Training:
         """An epoch, or `most` steps of it; gives their number."""
         steps = 0
         for batch in batches(self.part, self.settings.batch_size, self.generator):
-            images = transformed(batch.images, draw(self.generator, self.settings.strategy))
-            train_step(self.net, self.optimiser, images, batch.labels)
+            drawn = draw(self.generator, self.settings.strategy, len(batch.images))
+            train_step(self.net, self.optimiser, transformed(batch.images, drawn), batch.labels)
             steps += 1
             if steps == most:
                 break

@@ -35,7 +35,7 @@ def treatments(
     """Test accuracies of `protocol.other_nets` networks for each treatment; the own ones are taken as they are.
 
     `own` is the set's labels and the protocol's augmentation, `hard` class labels in place of soft ones, `plain` no
-    augmentation, `augmented` that of the protocol, or the siamese one where it has none.
+    augmentation, `augmented` that of the protocol, or that of DSA where it has none.
 
     Args:
         own: what `judge` has found by the protocol.
@@ -46,7 +46,7 @@ def treatments(
     for name, changed in {
         "hard": None if dataset.labels.ndim == 1 else (with_class_labels(dataset), asked),
         "plain": None if is_plain else (dataset, asked.model_copy(update={"augment": "none"})),
-        "augmented": (dataset, asked.model_copy(update={"augment": "siamese"})) if is_plain else None,
+        "augmented": (dataset, asked.model_copy(update={"augment": "dsa"})) if is_plain else None,
     }.items():
         found[name] = list(own) if changed is None else judge(changed[0], data, net, changed[1]).test
     return found

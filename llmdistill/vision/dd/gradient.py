@@ -137,7 +137,7 @@ class GradientDistillation(Distillation):
         for number in range(matchings):
             loss = self.matching(net)
             self.optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            torch.autograd.backward(loss, inputs=list(self.synthesiser.parameters()))
             self.optimiser.step()
             losses.append(loss.detach())
             if number < matchings - 1:

@@ -21,17 +21,17 @@ from llmdistill.run.digest import digest_of
 from llmdistill.vision.config import Data, Net
 from llmdistill.vision.dd.siamese import STRATEGY, Operation
 
-_SIAMESE: dict[str, Any] = {"epochs": 1000, "learning_rates": (0.01,), "augment": "siamese", "nets": 20}
+_AUGMENTED: dict[str, Any] = {"epochs": 1000, "learning_rates": (0.01,), "augment": "dsa", "nets": 20}
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "common": {},
     "dc": {"learning_rates": (0.01,), "nets": 20},
     "dc_mnist": {"epochs": 1000, "learning_rates": (0.01,), "augment": "crop_scale_rotate", "nets": 20},
-    "dsa": _SIAMESE,
-    "dm": _SIAMESE,
+    "dsa": _AUGMENTED,
+    "dm": _AUGMENTED,
     "cafe": {"epochs": 600, "learning_rates": (0.01,), "nets": 20},
-    "mtt": {**_SIAMESE, "learned_rate": True, "nets": 5},
-    "tesla": {**_SIAMESE, "learned_rate": True, "nets": 3},
+    "mtt": {**_AUGMENTED, "learned_rate": True, "nets": 5},
+    "tesla": {**_AUGMENTED, "learned_rate": True, "nets": 3},
 }
 """What each protocol sets otherwise than `Evaluation` does."""
 
@@ -45,8 +45,9 @@ class Evaluation(Settings):
         learning_rates: the one that is best on the validation part is taken, for each set and architecture.
         learned_rate: take the learning rate that a set has learned, where it has one, in place of `learning_rates`.
         drop_at: share of the epochs after which the learning rate is a tenth.
-        augment: `crop_scale_rotate` one operation drawn for each image (DC on MNIST), `siamese` one for each batch.
-        strategy: the operations of `siamese`. `flip` is to be left out where a mirrored image is another one (digits).
+        augment: `crop_scale_rotate` one operation drawn for each image (DC on MNIST), `dsa` one for each
+            batch with numbers for each image, as in DSA's code.
+        strategy: the operations of `dsa`. `flip` is to be left out where a mirrored image is another one (digits).
         nets: networks that are trained, with seeds `seed`, `seed` + 1 and so on.
         grid_nets: how many of them are trained with each of several learning rates to choose one.
         other_nets: networks of each further architecture and for each question of fairness, in place of `nets`.
@@ -62,7 +63,7 @@ class Evaluation(Settings):
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 5e-4
     drop_at: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    augment: Literal["none", "crop_scale_rotate", "siamese"] = "none"
+    augment: Literal["none", "crop_scale_rotate", "dsa"] = "none"
     strategy: Annotated[tuple[Operation, ...], Field(min_length=1)] = STRATEGY
     nets: Positive = 5
     grid_nets: Positive = 2

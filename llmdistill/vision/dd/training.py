@@ -98,8 +98,8 @@ def augmented(images: torch.Tensor, protocol: Evaluation, generator: torch.Gener
     """The batch as the protocol changes it; what is drawn is drawn from the generator."""
     if protocol.augment == "none":
         return images
-    if protocol.augment == "siamese":
-        return transformed(images, draw(generator, protocol.strategy))
+    if protocol.augment == "dsa":
+        return transformed(images, draw(generator, protocol.strategy, len(images)))
     return each_by_itself(images, generator)
 
 

@@ -228,8 +228,9 @@ class TrajectoryDistillation(Distillation):
         while len(places) < self.settings.steps:
             order = torch.randperm(number, generator=self.generator)
             places += torch.split(order, self.settings.batch_size or number)
-        draws = [draw(self.generator, self.settings.strategy) for _ in range(self.settings.steps)]
-        return list(zip([some.to(self.task.device) for some in places], draws, strict=False))
+        places = places[: self.settings.steps]
+        draws = [draw(self.generator, self.settings.strategy, len(some)) for some in places]
+        return list(zip([some.to(self.task.device) for some in places], draws, strict=True))
 
     def matched(
         self, start: torch.Tensor, target: torch.Tensor, chosen: list[tuple[torch.Tensor, Drawn]], step_size: float

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmdistill.vision.config import Net
+from llmdistill.vision.dd import cafe
 from llmdistill.vision.dd.baselines import Random
 from llmdistill.vision.dd.cafe import Cafe, Window, alignment_loss, discrimination_loss, features, layers_of, weights_of
 from llmdistill.vision.models import build
@@ -144,6 +145,21 @@ def test_training_ends_once_the_accuracy_has_changed():
     counted = Counted(distillation, [0.1, 0.5, 0.9])
     distillation.iterate()
     assert (counted.matchings, counted.epochs) == (4, 4 * 3)
+
+
+def test_real_and_synthetic_images_are_changed_alike_and_those_of_training_by_numbers_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        cafe, "transformed", lambda images, drawn: seen.append((len(drawn.numbers), len(images))) or images
+    )
+    distillation = SHORT.model_copy(update={"strategy": ("crop",), "batch_train": 2}).distillation(task())
+    net = distillation.task.fresh_net()
+    distillation.matching(net)
+    assert [numbers for numbers, _ in seen] == [1, 1]
+    distillation.train_net(net)
+    assert max(seen[2:]) == (2, 2) and all(numbers == images for numbers, images in seen[2:])
 
 
 def test_the_learning_rate_is_halved_after_each_milestone():

@@ -16,7 +16,7 @@ from llmdistill.vision.dd import training
 from llmdistill.vision.dd.artefact import DistilledDataset
 from llmdistill.vision.dd.evaluate import evenly, full_set, judge, with_class_labels
 from llmdistill.vision.dd.protocol import Evaluation
-from llmdistill.vision.dd.training import each_by_itself, label_loss, steps_of, train_on
+from llmdistill.vision.dd.training import augmented, each_by_itself, label_loss, steps_of, train_on
 from llmdistill.vision.models import build
 from tests.vision.images import small_data
 
@@ -92,7 +92,7 @@ def test_the_test_part_changes_nothing_but_the_test_accuracy():
 
 
 @pytest.mark.parametrize("net", [MLP, CONVNET], ids=["mlp", "convnet"])
-@pytest.mark.parametrize("augment", ["none", "siamese", "crop_scale_rotate"])
+@pytest.mark.parametrize("augment", ["none", "dsa", "crop_scale_rotate"])
 def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_stays(net: Net, augment: str):
     data, state = small_data(), torch.get_rng_state()
     protocol = SHORT.model_copy(update={"augment": augment})
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_stays(net
 
 
 @pytest.mark.parametrize("net", [MLP, CONVNET, CONVNET.model_copy(update={"norm": "batch"})], ids=["mlp", "in", "bn"])
-@pytest.mark.parametrize(("augment", "batch_size", "soft"), [("none", 256, False), ("siamese", 4, True)])
+@pytest.mark.parametrize(("augment", "batch_size", "soft"), [("none", 256, False), ("dsa", 4, True)])
 def test_a_stack_of_networks_becomes_what_each_becomes_by_itself(
     net: Net, augment: str, batch_size: int, soft: bool, monkeypatch: pytest.MonkeyPatch
 ):
@@ -128,7 +128,7 @@ def test_a_stack_of_networks_becomes_what_each_becomes_by_itself(
 
 def test_a_network_does_not_depend_on_the_others_beside_it():
     data = small_data()
-    protocol = Evaluation(epochs=6, augment="siamese")
+    protocol = Evaluation(epochs=6, augment="dsa")
     alone, beside = (train_on(set_of(data), data, MLP, protocol, 0.05, seeds) for seeds in ([1], [0, 1, 2]))
     pairs = zip(weights(alone), weights([beside[1]]), strict=True)
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in pairs)
@@ -218,6 +218,18 @@ def test_each_image_is_changed_by_an_operation_of_its_own():
     assert len({tuple(image.flatten().tolist()) for image in alone}) > 10
 
 
+def test_a_batch_is_changed_by_one_operation_and_each_of_its_images_by_numbers_of_its_own():
+    """As in the codes of DSA and MTT, where networks are trained; only matching changes all images alike."""
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)).expand(32, 1, 8, 8)
+    protocol = Evaluation(augment="dsa", strategy=("color", "crop"))
+    kinds = set()
+    for seed in range(12):
+        made = augmented(images, protocol, torch.Generator().manual_seed(seed))
+        assert 10 < len({tuple(image.flatten().tolist()) for image in made})
+        kinds |= {bool(torch.isin(made, torch.cat([images.flatten(), torch.zeros(1)])).all())}
+    assert kinds == {True, False}
+
+
 def test_images_to_choose_by_are_of_all_classes_though_files_are_sorted():
     labels = torch.arange(10).repeat_interleave(30)
     part = evenly(Part(torch.zeros(300, 1, 2, 2), labels), 20)
@@ -244,7 +256,7 @@ def test_the_network_is_the_one_that_the_seed_builds():
 
 def test_each_seed_draws_its_own_order_and_changes():
     data = small_data()
-    protocol = Evaluation(epochs=2, batch_size=4, augment="siamese")
+    protocol = Evaluation(epochs=2, batch_size=4, augment="dsa")
     drawn = [
         torch.cat([step.images for step in steps_of(set_of(data, 4), protocol, seed, data.mean.device)])
         for seed in (0, 0, 1)

@@ -63,6 +63,15 @@ def test_a_trajectory_is_that_of_plain_training():
         torch.testing.assert_close(flattened(net), row, rtol=1e-5, atol=1e-6)
 
 
+def test_each_image_of_a_step_is_changed_by_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        module, "transformed", lambda images, drawn: seen.append(len(drawn.numbers) == len(images)) or images
+    )
+    train_expert(task(None), SETTINGS, 0)
+    assert len(seen) > 1 and all(seen)
+
+
 def test_experts_are_kept_and_not_trained_again_and_more_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     before = torch.get_rng_state()
     experts_of(task(tmp_path), SETTINGS)

@@ -43,7 +43,7 @@ def test_class_labels_without_augmentation_cost_one_more_judgement(monkeypatch: 
     monkeypatch.setattr(fairness, "judge", lambda *given: asked.append(given) or judge(*given))
     found = treatments(set_of(data), data, MLP, PROTOCOL, [0.1, 0.2])
     assert found["own"] == found["hard"] == found["plain"] == [0.1, 0.2]
-    assert len(asked) == 1 and asked[0][3].augment == "siamese" and asked[0][3].nets == 2
+    assert len(asked) == 1 and asked[0][3].augment == "dsa" and asked[0][3].nets == 2
     assert len(found["augmented"]) == 2
 
 
@@ -51,8 +51,8 @@ def test_soft_labels_are_replaced_by_the_most_probable_class(monkeypatch: pytest
     data, asked = small_data(), []
     soft = replace(set_of(data), labels=torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
     monkeypatch.setattr(fairness, "judge", lambda *given: asked.append(given) or judge(*given))
-    augmenting = PROTOCOL.model_copy(update={"augment": "siamese"})
+    augmenting = PROTOCOL.model_copy(update={"augment": "dsa"})
     found = treatments(soft, data, MLP, augmenting, [0.3])
-    assert torch.equal(asked[0][0].labels, soft.labels.argmax(1)) and asked[0][3].augment == "siamese"
+    assert torch.equal(asked[0][0].labels, soft.labels.argmax(1)) and asked[0][3].augment == "dsa"
     assert asked[1][0] is soft and asked[1][3].augment == "none"
     assert found["own"] == found["augmented"] == [0.3] and len(found["hard"]) == len(found["plain"]) == 2

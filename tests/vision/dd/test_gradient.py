@@ -12,6 +12,7 @@ from torch import nn
 
 from llmdistill.errors import ConfigError
 from llmdistill.vision.config import Net
+from llmdistill.vision.dd import grouped
 from llmdistill.vision.dd.baselines import Random
 from llmdistill.vision.dd.gradient import Gradient, GradientDistillation, SiameseGradient, fix_statistics, gradient_loss
 from llmdistill.vision.dd.grouped import class_gradients, real_gradients
@@ -93,6 +94,18 @@ def test_rows_of_a_convolution_are_its_filters() -> None:
     assert gradient_loss({"weight": synthetic}, {"weight": real}).item() == pytest.approx(1.0)
 
 
+def test_large_maps_go_class_by_class_with_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    its_net, real = net_of(), images(40, 1)
+    found = []
+    for least in (grouped.ONE_BY_ONE, 0):
+        monkeypatch.setattr(grouped, "ONE_BY_ONE", least)
+        synthetic = images(3, 2).requires_grad_()
+        loss = matched(its_net, synthetic, real)
+        found.append((loss, torch.autograd.grad(loss, synthetic)[0]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-7, atol=1e-10)
+
+
 def test_biases_and_scales_of_norms_are_left_out() -> None:
     net = net_of()
     names = {name for name, parameter in net.named_parameters() if parameter.ndim > 1}
@@ -121,7 +134,9 @@ def test_rows_of_zeros_count_one_and_give_finite_gradients() -> None:
     assert synthetic.grad.isfinite().all()
 
 
-def test_real_images_and_the_network_are_no_part_of_the_graph() -> None:
+@pytest.mark.parametrize("least", [0, grouped.ONE_BY_ONE], ids=["one by one", "one pass"])
+def test_real_images_and_the_network_are_no_part_of_the_graph(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "ONE_BY_ONE", least)
     net, real, synthetic = net_of(), images(4, 1).requires_grad_(), images(2, 2).requires_grad_()
     target = real_gradients(net, real, labels_of(real))
     assert not any(gradient.requires_grad for gradient in target.values())

@@ -18,7 +18,7 @@ OTHER: dict[str, Any] = {
     "momentum": 0.5,
     "weight_decay": 0.0,
     "drop_at": 0.9,
-    "augment": "siamese",
+    "augment": "dsa",
     "strategy": ("color", "crop"),
     "nets": 3,
     "grid_nets": 1,
@@ -62,7 +62,7 @@ def test_the_protocols_of_the_papers_are_those_of_their_code():
     assert (on_mnist.epochs, on_mnist.augment) == (1000, "crop_scale_rotate")
     assert (dsa.epochs, dsa.augment, dsa.strategy) == (
         1000,
-        "siamese",
+        "dsa",
         ("color", "crop", "cutout", "flip", "scale", "rotate"),
     )
     assert mtt.learned_rate and mtt.nets == 5 and Evaluation(protocol="tesla").nets == 3
@@ -76,7 +76,7 @@ def test_a_named_protocol_is_what_it_is_after_it_was_written_down(name: str):
 
 def test_a_field_beside_the_name_wins_and_the_title_tells():
     found = Evaluation(protocol="dsa", nets=2, epochs=1000)
-    assert (found.nets, found.augment) == (2, "siamese")
+    assert (found.nets, found.augment) == (2, "dsa")
     assert found.title == "dsa with other nets"
     assert hashed(found) != hashed(Evaluation(protocol="dsa"))
 

@@ -113,6 +113,7 @@ def test_the_gradients_of_an_iteration_are_those_of_its_loss(tmp_path: Path):
     torch.testing.assert_close(made.synthesiser.images.grad, its_images, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(by_step_size, its_step_size, rtol=1e-4, atol=1e-7)
     assert {len(places) for places, _ in chosen} == {4, 2}
+    assert all(len(drawn.numbers) == len(places) for places, drawn in chosen)
 
 
 @pytest.mark.parametrize("slope", [1e30, -1e30, 3.0])
