@@ -93,7 +93,7 @@ class ByClass(GradientDistillation):
 class MeansByClass(Distillation):
     """DM with a pass for each class."""
 
-    def iterate(self) -> float:
+    def improve(self) -> float:
         images, strategy = self.synthesiser()[0], self.settings.strategy  # type: ignore[attr-defined]
         found, losses = iterations_by_class(self.task, images, 1, self.settings.batch_real, strategy)  # type: ignore[attr-defined]
         with torch.no_grad():

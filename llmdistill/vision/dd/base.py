@@ -96,6 +96,7 @@ class Method(Settings):
             one core with the papers' networks, `ci` for small data in minutes.
         start: pixels begin as noise, as real images, or as the mean of each class.
         learning_rate, momentum: of the images' optimiser, plain SGD as in the papers.
+        milestones: iterations after which the images' learning rate is halved.
     """
 
     presets: ClassVar[Presets] = {}
@@ -107,6 +108,7 @@ class Method(Settings):
     start: Literal["noise", "real", "mean"] = "real"
     learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
     momentum: Fraction = 0.5
+    milestones: tuple[Positive, ...] = ()
 
     @model_validator(mode="after")
     def _has_the_preset(self) -> Self:
@@ -156,7 +158,13 @@ class Distillation(nn.Module):
 
     What it remembers from one iteration to the next is parameters, buffers, `optimiser` and the task's generator, so
     that a checkpoint between two iterations holds all of it.
+
+    Attributes:
+        optimiser: its first group has the images.
+        done: iterations so far.
     """
+
+    done: torch.Tensor
 
     def __init__(self, task: Task, settings: Method) -> None:
         super().__init__()
@@ -166,9 +174,22 @@ class Distillation(nn.Module):
         self.optimiser: torch.optim.Optimizer = torch.optim.SGD(
             self.synthesiser.parameters(), settings.learning_rate, momentum=settings.momentum
         )
+        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
     def iterate(self) -> float:
         """One iteration; gives its loss."""
+        self.optimiser.param_groups[0]["lr"] = self.rate()
+        loss = self.improve()
+        self.done += 1
+        return loss
+
+    def rate(self) -> float:
+        """The images' learning rate in this iteration."""
+        passed = sum(int(self.done) >= milestone for milestone in self.settings.milestones)
+        return float(self.settings.learning_rate * 0.5**passed)
+
+    def improve(self) -> float:
+        """What an iteration does to the set; gives its loss."""
         loss = self.loss()
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -176,7 +197,7 @@ class Distillation(nn.Module):
         return float(loss.detach())
 
     def loss(self) -> torch.Tensor:
-        """A scalar, differentiable in the synthesiser's parameters. Methods of several steps override `iterate`."""
+        """A scalar, differentiable in the synthesiser's parameters. Methods of several steps override `improve`."""
         raise NotImplementedError
 
     def result(self, provenance: dict[str, Any]) -> DistilledDataset:

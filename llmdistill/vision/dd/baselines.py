@@ -101,7 +101,7 @@ class AsItBegins(Distillation):
             with torch.no_grad():
                 self.synthesiser.images.copy_(images.flatten(0, 1))
 
-    def iterate(self) -> float:
+    def improve(self) -> float:
         """Nothing to do."""
         return 0.0
 

@@ -89,7 +89,6 @@ class Cafe(Method):
         matched_spread: an iteration ends when the accuracies after matchings differ by less (lambda 1).
         trained_spread: training between matchings ends when the accuracies after epochs differ by more (lambda 2).
         most_matchings, most_epochs: where both loops end for certain; the paper has no such bounds.
-        milestones: iterations after which the images' learning rate is halved.
     """
 
     presets: ClassVar[Presets] = {
@@ -135,14 +134,8 @@ class CafeDistillation(Distillation):
 
     settings: Cafe
 
-    def __init__(self, task: Task, settings: Cafe) -> None:
-        super().__init__(task, settings)
-        self.done: torch.Tensor
-        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
-
-    def iterate(self) -> float:
+    def improve(self) -> float:
         """One network: match, improve the images and train the network in turn; gives the mean loss."""
-        self.optimiser.param_groups[0]["lr"] = self.rate()
         net = self.task.fresh_net()
         window, losses = Window(self.settings.window), []
         for _ in range(self.settings.most_matchings):
@@ -155,13 +148,7 @@ class CafeDistillation(Distillation):
             if spread is not None and spread < self.settings.matched_spread:
                 break
             self.train_net(net)
-        self.done += 1
         return sum(losses) / len(losses)
-
-    def rate(self) -> float:
-        """The images' learning rate in this iteration."""
-        passed = sum(int(self.done) >= milestone for milestone in self.settings.milestones)
-        return float(self.settings.learning_rate * 0.5**passed)
 
     def matching(self, net: nn.Module) -> torch.Tensor:
         """The loss over all layers and classes."""

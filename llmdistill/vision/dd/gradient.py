@@ -128,7 +128,7 @@ class GradientDistillation(Distillation):
 
     settings: Matching
 
-    def iterate(self) -> float:
+    def improve(self) -> float:
         """One network: match, improve the images, train the network on them, and again."""
         matchings, epochs = self.schedule()
         net = self.task.fresh_net()

@@ -253,7 +253,7 @@ class LabelSolveDistillation(KernelDistillation):
         self.synthesiser = Support(task, settings.start, soft=True)
 
     @torch.no_grad()
-    def iterate(self) -> float:
+    def improve(self) -> float:
         """y* = (K_ts (K_ss + lambda I)^-1)^+ y_t."""
         train, images = self.task.data.train, self.synthesiser.images
         kernel = self.settings.kernel

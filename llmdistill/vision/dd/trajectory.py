@@ -195,7 +195,7 @@ class TrajectoryDistillation(Distillation):
         own = {"params": [self.log_step_size], "lr": settings.step_size_learning_rate / settings.step_size**2}
         self.optimiser.add_param_group(own)
 
-    def iterate(self) -> float:
+    def improve(self) -> float:
         """One matching."""
         start, target = self.ends()
         chosen = self.chosen()

@@ -165,8 +165,6 @@ class UnrolledDistillation(Distillation):
         super().__init__(task, settings)
         raw = torch.full((task.ipc * settings.epochs,), settings.rate, dtype=torch.float64).expm1().log()
         self.raw_rates = nn.Parameter(raw.float().to(task.device))
-        self.done: torch.Tensor
-        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
         learned = [*self.synthesiser.parameters(), self.raw_rates]
         self.optimiser = torch.optim.Adam(learned, settings.learning_rate, (settings.momentum, 0.999))
 
@@ -175,7 +173,11 @@ class UnrolledDistillation(Distillation):
         """[steps] step sizes; never negative."""
         return nn.functional.softplus(self.raw_rates)
 
-    def iterate(self) -> float:
+    def rate(self) -> float:
+        """See `Distillation`; it decays as published, beside `milestones`."""
+        return super().rate() * self.settings.decay ** (int(self.done) // self.settings.decay_every)
+
+    def improve(self) -> float:
         """One network: train it on the set, and improve the set by its loss on real images."""
         images, rates = in_steps(self.synthesiser()[0], self.task.data.num_classes), self.rates
         value, slopes = self._slopes(images, rates)
@@ -184,10 +186,7 @@ class UnrolledDistillation(Distillation):
             raise StageError(what, where=self.settings.title, do="lower rate or learning_rate")
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward([images, rates], slopes)
-        factor = self.settings.decay ** (int(self.done) // self.settings.decay_every)
-        self.optimiser.param_groups[0]["lr"] = self.settings.learning_rate * factor
         self.optimiser.step()
-        self.done += 1
         return value
 
     def _slopes(self, images: torch.Tensor, rates: torch.Tensor) -> tuple[float, tuple[torch.Tensor, torch.Tensor]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ from llmdistill.vision.dd.baselines import Random
 from llmdistill.vision.dd.cafe import Cafe, Window, alignment_loss, discrimination_loss, features, layers_of, weights_of
 from llmdistill.vision.models import build
 from tests.vision.dd.references_dm import cafe_by_class
-from tests.vision.dd.tasks import MLP, TINY, digits, distilled, images_of, learned_from, resumed, task
+from tests.vision.dd.tasks import MLP, TINY, digits, distilled, images_of, learned_from, task
 
 SHORT = Cafe(batch_real=8, probe_images=8, window=3, most_matchings=4, most_epochs=3, milestones=(2, 3))
 
@@ -160,22 +158,6 @@ def test_real_and_synthetic_images_are_changed_alike_and_those_of_training_by_nu
     assert [numbers for numbers, _ in seen] == [1, 1]
     distillation.train_net(net)
     assert max(seen[2:]) == (2, 2) and all(numbers == images for numbers, images in seen[2:])
-
-
-def test_the_learning_rate_is_halved_after_each_milestone():
-    distillation = SHORT.distillation(task())
-    rates = []
-    for _ in range(4):
-        distillation.iterate()
-        rates.append(distillation.optimiser.param_groups[0]["lr"])
-    assert rates == [0.1, 0.1, 0.05, 0.025]
-
-
-def test_a_set_that_is_resumed_past_a_milestone_has_the_same_images_bit_by_bit(tmp_path: Path):
-    whole = SHORT.distillation(task())
-    for _ in range(4):
-        whole.iterate()
-    assert torch.equal(resumed(SHORT, task(), 3, 1, tmp_path / "a.safetensors"), images_of(whole))
 
 
 @pytest.mark.parametrize("net", [TINY, Net(arch="convnet", width=4, depth=2, norm="batch"), MLP])
