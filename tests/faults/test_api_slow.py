@@ -32,7 +32,7 @@ def beside_slow_calls(api: Api, rule: dict[str, Any], num_records: int = 2_000, 
     seconds = []
     for rules in ([], [{**rule, "first": num_slow}]):
         api.teacher.begin(latency=0.2, jitter=0.6, rules=rules)
-        run = api.run(num_records, max_concurrency=200, timeout=3)
+        run = api.run(num_records, max_concurrency=200, timeout=8)
         run.generate().ok()
         run.assert_complete()
         log = api.teacher.log()

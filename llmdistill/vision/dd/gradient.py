@@ -108,8 +108,24 @@ class SiameseGradient(Matching):
     presets: ClassVar[Presets] = {
         **Matching.presets,
         "cpu": {
-            None: {"batch_real": 64, "iterations": 20, "inner_epochs": 5, "net_learning_rate": 0.1},
-            1: {"iterations": 300, "inner_epochs": None, "net_learning_rate": 0.01},
+            None: {
+                "learning_rate": 0.3,
+                "batch_real": 32,
+                "iterations": 40,
+                "milestones": (28, 32, 36),
+                "matchings": 20,
+                "inner_epochs": 2,
+                "net_learning_rate": 0.1,
+            },
+            1: {
+                "learning_rate": 0.1,
+                "batch_real": 64,
+                "iterations": 300,
+                "milestones": (),
+                "matchings": None,
+                "inner_epochs": None,
+                "net_learning_rate": 0.01,
+            },
         },
     }
 

@@ -225,7 +225,7 @@ def test_a_batch_is_changed_by_one_operation_and_each_of_its_images_by_numbers_o
     kinds = set()
     for seed in range(12):
         made = augmented(images, protocol, torch.Generator().manual_seed(seed))
-        assert 10 < len({tuple(image.flatten().tolist()) for image in made})
+        assert 5 < len({tuple(image.flatten().tolist()) for image in made})  # a crop of 8 pixels has 9 places
         kinds |= {bool(torch.isin(made, torch.cat([images.flatten(), torch.zeros(1)])).all())}
     assert kinds == {True, False}
 

@@ -270,6 +270,14 @@ def test_a_class_without_images_is_an_error_and_not_a_number_that_is_none() -> N
         Gradient().distillation(task(1, data=without_class(small_data(), 1)))
 
 
+def test_the_preset_for_a_cpu_has_the_published_schedule_at_one_image_and_its_own_at_ten() -> None:
+    one, ten = (SiameseGradient(preset="cpu").resolved(ipc) for ipc in (1, 10))
+    published = SiameseGradient(preset="paper").resolved(1)
+    asks_less = {"preset", "iterations", "batch_real"}
+    assert one.model_dump(exclude=asks_less) == published.model_dump(exclude=asks_less)
+    assert ten.iterations * (ten.matchings or 0) == 800 and max(ten.milestones) < ten.iterations
+
+
 @pytest.mark.parametrize("method", [Gradient(preset="ci"), SiameseGradient(preset="ci")], ids=["dc", "dsa"])
 def test_on_digits_with_one_image_a_class_it_is_15_points_above_random_images(method: Gradient) -> None:
     reached = {}

@@ -63,9 +63,10 @@ class TestRun:
 
     def test_a_set_that_was_removed_is_made_again_as_it_was(self, whole, tmp_path):
         folder, table = whole
-        place = next(folder.glob("sets/dm-1-0-*"))
+        settings = pipeline(folder)
+        place = sets_of(settings).folder_of(next(jobs_of(settings)))
         place.rename(tmp_path / "aside")
-        assert without_clock(run(pipeline(folder))) == without_clock(table)
+        assert without_clock(run(settings)) == without_clock(table)
         before, after = (DistilledDataset.load(each) for each in (tmp_path / "aside", place))
         assert torch.equal(before.images, after.images)
 
