@@ -93,7 +93,7 @@ class Method(Settings):
 
     Attributes:
         preset: `paper` for the published settings at each number of images, `cpu` for a set in less than an hour on
-            one core with the papers' networks, `ci` for small data in minutes.
+            two cores with the papers' networks, `ci` for small data in minutes.
         start: pixels begin as noise, as real images, or as the mean of each class.
         learning_rate, momentum: of the images' optimiser, plain SGD as in the papers.
         milestones: iterations after which the images' learning rate is halved.
